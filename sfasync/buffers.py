@@ -1,0 +1,159 @@
+"""Memory for blocks: page-aligned, budgeted in bytes, with one owner at a time.
+
+A `Slot` is writable and holds nothing yet. Only a successful fill turns it into a `Filled`, which can only be read; memory
+that nobody filled therefore cannot travel. Both are given back to the pool once.
+
+The budget of the pool is the only back-pressure of a pipeline: when it is spent, `acquire` waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+from collections import deque
+
+from .units import KiB
+
+_PAGE = 4 * KiB
+
+
+class Slot:
+    """A writable piece of pool memory with one owner, who either fills it or gives it back."""
+
+    __slots__ = ("_memory", "_pool", "_view")
+
+    def __init__(self, pool: BufferPool, memory: mmap.mmap, length: int) -> None:
+        self._pool: BufferPool | None = pool
+        self._memory = memory
+        self._view = memoryview(memory)[:length]
+
+    @property
+    def view(self) -> memoryview:
+        """The memory to fill; its content is undefined."""
+        return self._view
+
+    def filled(self) -> Filled:
+        """Declare that every byte has been written. The slot itself can no longer be used."""
+        pool, self._pool = self._pool, None
+        assert pool is not None, "slot used after it was filled or given back"
+        return Filled(pool, self._memory, self._view)
+
+    def release(self) -> None:
+        """Give the memory back, unused; does nothing after `filled` or a first `release`."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            self._view.release()
+            pool._give_back(self._memory)
+
+
+class Filled:
+    """A readable piece of pool memory whose every byte was written; given back with `release`."""
+
+    __slots__ = ("_memory", "_pool", "_view")
+
+    def __init__(self, pool: BufferPool, memory: mmap.mmap, writable: memoryview) -> None:
+        self._pool: BufferPool | None = pool
+        self._memory = memory
+        self._view = writable.toreadonly()
+        writable.release()
+
+    @property
+    def view(self) -> memoryview:
+        return self._view
+
+    def release(self) -> None:
+        """Give the memory back; does nothing the second time."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            self._view.release()
+            pool._give_back(self._memory)
+
+
+class BufferPool:
+    """Hands out slots while the budget lasts, first come first served.
+
+    Memory is kept for reuse by size and unmapped when another size needs the budget. Belongs to one event loop; only
+    `Slot.release` and `Filled.release` are called from anywhere, and then through that loop.
+
+    Attributes:
+        budget: Bytes that slots may take together.
+        in_use: Bytes in slots that are out.
+        peak: Highest value of `in_use` so far.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.in_use = 0
+        self.peak = 0
+        self._idle: dict[int, list[mmap.mmap]] = {}
+        self._idle_bytes = 0
+        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
+
+    async def acquire(self, length: int) -> Slot:
+        """A slot of `length` bytes (1 to the budget), page-aligned, when the budget has room for it.
+
+        Cancelling leaves nothing behind.
+        """
+        size = -(-length // _PAGE) * _PAGE
+        assert 0 < size <= self.budget, f"a slot of {length} bytes from a pool of {self.budget}"
+        if self._waiting or self.in_use + size > self.budget:
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append((turn, size))
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self.in_use -= size
+                else:
+                    self._waiting.remove((turn, size))
+                self._admit()
+                raise
+        else:
+            self._take(size)
+        try:
+            return Slot(self, self._memory(size), length)
+        except OSError:
+            self.in_use -= size
+            self._admit()
+            raise
+
+    def close(self) -> None:
+        """Unmap idle memory. Slots that are still out are unmapped when they come back."""
+        self._idle.clear()
+        self._idle_bytes = 0
+
+    def _take(self, size: int) -> None:
+        self.in_use += size
+        self.peak = max(self.peak, self.in_use)
+
+    def _memory(self, size: int) -> mmap.mmap:
+        idle = self._idle.get(size)
+        if idle:
+            self._idle_bytes -= size
+            return idle.pop()
+        while self._idle_bytes and self.in_use + self._idle_bytes > self.budget:
+            self._drop_one()
+        return mmap.mmap(-1, size)
+
+    def _drop_one(self) -> None:
+        size, memories = next((size, memories) for size, memories in self._idle.items() if memories)
+        memories.pop().close()
+        self._idle_bytes -= size
+
+    def _give_back(self, memory: mmap.mmap) -> None:
+        size = len(memory)
+        self.in_use -= size
+        self._idle.setdefault(size, []).append(memory)
+        self._idle_bytes += size
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting:
+            turn, size = self._waiting[0]
+            if turn.done():  # cancelled, and about to take itself off the queue
+                break
+            if self.in_use + size > self.budget:
+                break
+            self._waiting.popleft()
+            self._take(size)
+            turn.set_result(None)

@@ -1,0 +1,279 @@
+"""Every error that sfasync raises.
+
+::
+
+    SfasyncError                        code           exit
+    ├── UsageError                      usage             2   an argument cannot be used as it is
+    │   ├── UriError                    uri               2
+    │   ├── TargetRefusedError          target-refused    2   exists already, or is too small
+    │   ├── BackupNotFoundError         no-such-backup    2
+    │   └── StateError                  state             2   a call in the wrong order
+    ├── RepositoryError                 repository       10   none there, or it cannot be read
+    │   └── RepositoryVersionError      repo-version     10
+    ├── BusyError                       busy             11   another session works on this VM
+    ├── TlsError                        tls              13   TLS or authentication
+    ├── SourceError                     source           20   the source failed
+    │   └── NbdError                    nbd              20
+    │       ├── ConnectError            connect          20   no connection: name, address, socket
+    │       ├── ExportError             export           20   unknown export, or one we cannot use
+    │       ├── RemoteProtocolError     protocol         20   the server broke the protocol: connection dead
+    │       ├── ConnectionLostError     connection-lost  20   connection dead
+    │       ├── DeadlineError           deadline         20   no progress in time: connection dead
+    │       └── RequestError            request          20   the server refused one request: connection lives
+    ├── StorageError                    storage          21   repository or target I/O
+    │   ├── NoSpaceError                no-space         21
+    │   ├── ObjectExistsError           object-exists    21   a create-only name is taken
+    │   └── TargetError                 target           21   writing the target disk failed
+    ├── IntegrityError                  integrity        22   stored bytes are not what was stored
+    │   └── ObjectMissingError          object-missing   22
+    ├── CbtError                        cbt              23   changed blocks unusable and a full backup not allowed
+    └── LeaseLostError                  lease-lost       24   the platform took back lease or snapshot
+
+A class says who is at fault and what survives. Facts travel as attributes and stand in the message; the message is one
+line, and text that came from a peer is escaped and cut by `printable`.
+"""
+
+from typing import ClassVar
+
+__all__ = [
+    "BackupNotFoundError",
+    "BusyError",
+    "CbtError",
+    "ConnectError",
+    "ConnectionLostError",
+    "DeadlineError",
+    "ExportError",
+    "IntegrityError",
+    "LeaseLostError",
+    "NbdError",
+    "NoSpaceError",
+    "ObjectExistsError",
+    "ObjectMissingError",
+    "RemoteProtocolError",
+    "RepositoryError",
+    "RepositoryVersionError",
+    "RequestError",
+    "SfasyncError",
+    "SourceError",
+    "StateError",
+    "StorageError",
+    "TargetError",
+    "TargetRefusedError",
+    "TlsError",
+    "UriError",
+    "UsageError",
+]
+
+_PRINTABLE_LIMIT = 256
+
+
+def printable(text: str) -> str:
+    """Text of a peer made safe for one line of a terminal: control characters escaped, cut at 256 characters."""
+    safe = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[:_PRINTABLE_LIMIT]
+    )
+    return safe[:_PRINTABLE_LIMIT] + "…" if len(safe) > _PRINTABLE_LIMIT or len(text) > _PRINTABLE_LIMIT else safe
+
+
+class SfasyncError(Exception):
+    """The root of all errors of sfasync.
+
+    Attributes:
+        code: Short stable name of the kind of failure, as in ``--json``.
+        exit_code: What the command line exits with.
+        retryable: Whether repeating the idempotent part of the work may succeed.
+        disk: Id of the disk concerned, if one is.
+        offset: First byte concerned on that disk, if known.
+        length: Bytes concerned from `offset`, if known.
+        path: File or repository object concerned, if known.
+    """
+
+    code: ClassVar[str] = "internal"
+    exit_code: ClassVar[int] = 1
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        disk: str | None = None,
+        offset: int | None = None,
+        length: int | None = None,
+        path: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.disk = disk
+        self.offset = offset
+        self.length = length
+        self.path = path
+
+
+class UsageError(SfasyncError):
+    """An argument cannot be used as it is; nothing was touched."""
+
+    code = "usage"
+    exit_code = 2
+
+
+class UriError(UsageError):
+    """A URI is malformed, or names something that is not there (a certificate file)."""
+
+    code = "uri"
+
+
+class TargetRefusedError(UsageError):
+    """A target exists already, is not empty, or is smaller than what should be written to it."""
+
+    code = "target-refused"
+
+
+class BackupNotFoundError(UsageError):
+    """No backup matches, or more than one does."""
+
+    code = "no-such-backup"
+
+
+class StateError(UsageError):
+    """A call came in the wrong order; the message names the state found and the state needed."""
+
+    code = "state"
+
+
+class RepositoryError(SfasyncError):
+    """There is no repository, or its configuration cannot be read."""
+
+    code = "repository"
+    exit_code = 10
+
+
+class RepositoryVersionError(RepositoryError):
+    """The repository, or one object of it, needs a newer version of sfasync."""
+
+    code = "repo-version"
+
+
+class BusyError(SfasyncError):
+    """Another session works on this VM, or took over from this one; nothing was committed."""
+
+    code = "busy"
+    exit_code = 11
+
+
+class TlsError(SfasyncError):
+    """TLS is lacking, refused or demanded, verification failed, or the peer broke off during it; no export name was sent."""
+
+    code = "tls"
+    exit_code = 13
+
+
+class SourceError(SfasyncError):
+    """Reading a source failed."""
+
+    code = "source"
+    exit_code = 20
+
+
+class NbdError(SourceError):
+    """Anything that an NBD server, or the way to it, does wrong."""
+
+    code = "nbd"
+
+
+class ConnectError(NbdError):
+    """No connection could be made: name resolution, refused, no such socket, timeout."""
+
+    code = "connect"
+
+
+class ExportError(NbdError):
+    """The server does not know the export, refuses it, or describes it in a way that cannot be used."""
+
+    code = "export"
+
+
+class RemoteProtocolError(NbdError):
+    """The server broke the protocol; the connection is dead and nothing it sent later is used."""
+
+    code = "protocol"
+    retryable = True
+
+
+class ConnectionLostError(NbdError):
+    """The connection ended while requests were in flight."""
+
+    code = "connection-lost"
+    retryable = True
+
+
+class DeadlineError(NbdError):
+    """The server made no progress in time; the connection is dead."""
+
+    code = "deadline"
+    retryable = True
+
+
+class RequestError(NbdError):
+    """The server answered one request with an error; the connection lives.
+
+    Attributes:
+        errno: The NBD error number, which has the value of the Linux errno of that name (proto.md, "Error values").
+    """
+
+    code = "request"
+    retryable = True
+
+    def __init__(self, message: str, *, errno: int, offset: int | None = None, length: int | None = None) -> None:
+        super().__init__(message, offset=offset, length=length)
+        self.errno = errno
+
+
+class StorageError(SfasyncError):
+    """Reading or writing the repository or a local target failed."""
+
+    code = "storage"
+    exit_code = 21
+
+
+class NoSpaceError(StorageError):
+    """The file system of the repository or of a target is full, or a quota is."""
+
+    code = "no-space"
+
+
+class ObjectExistsError(StorageError):
+    """The name of an object to be created is taken; nothing was changed."""
+
+    code = "object-exists"
+
+
+class TargetError(StorageError):
+    """Writing the target disk failed."""
+
+    code = "target"
+
+
+class IntegrityError(SfasyncError):
+    """Stored bytes are not the bytes that were stored; nothing wrong was handed on."""
+
+    code = "integrity"
+    exit_code = 22
+
+
+class ObjectMissingError(IntegrityError):
+    """An object that the repository should hold is not there."""
+
+    code = "object-missing"
+
+
+class CbtError(SfasyncError):
+    """Changed-block information is unusable and a full backup was not allowed."""
+
+    code = "cbt"
+    exit_code = 23
+
+
+class LeaseLostError(SfasyncError):
+    """The platform took back its lease or its snapshot; nothing was committed."""
+
+    code = "lease-lost"
+    exit_code = 24

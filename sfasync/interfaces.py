@@ -1,0 +1,391 @@
+"""The shapes that the parts of sfasync have for each other.
+
+A `Source` is read, a `Sink` is written. A `Platform` freezes the disks of a VM and hands them out; a `BackupStore` keeps
+backups; an `ObjectStore` keeps the objects of a repository. Implementations live in `transport/`, `platform/` and `store/`, which
+never import each other: the engine joins them through these shapes. Each shape has a contract suite in `tests/contracts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, runtime_checkable
+
+from .models import (
+    Checkpoint,
+    DiskRecord,
+    DiskStatistics,
+    ExportAddress,
+    Extent,
+    FileRecord,
+    Manifest,
+    VerifyResult,
+)
+
+Buffer = bytes | bytearray | memoryview
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A disk that can be read. Many reads may be under way at once, in any order."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the disk; fixed while it is open."""
+        ...
+
+    @property
+    def block_size(self) -> int:
+        """Alignment of offsets and lengths in bytes, a power of two; a last piece may end at `size`."""
+        ...
+
+    async def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill the whole buffer with the bytes from `offset`.
+
+        The buffer belongs to the source until the call returns or raises; after that, cancelled or not, the source does
+        not touch it again.
+
+        Raises:
+            SfasyncError: The bytes could not be read; the buffer's content is undefined.
+        """
+        ...
+
+    def extents(self, offset: int = 0, length: int | None = None) -> AsyncIterator[Extent]:
+        """What is known of the range without reading it: adjacent extents, in order, covering it exactly.
+
+        A source that knows nothing yields one extent of data. Memory does not grow with the disk.
+        """
+        ...
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """A disk that can be written. Many writes may be under way at once, to ranges that do not overlap."""
+
+    @property
+    def size(self) -> int:
+        """Bytes that can be written; fixed while it is open."""
+        ...
+
+    @property
+    def block_size(self) -> int:
+        """Alignment of offsets and lengths in bytes, a power of two; a last piece may end at `size`."""
+        ...
+
+    async def write(self, offset: int, data: Buffer) -> None:
+        """Write all bytes at `offset`. The buffer is not touched after the call returned or raised."""
+        ...
+
+    async def zero(self, offset: int, length: int) -> None:
+        """Make the range read as zeros, without data where the sink can; any length, the whole disk included."""
+        ...
+
+    async def flush(self) -> bool:
+        """Make everything written durable; False if the sink cannot promise that."""
+        ...
+
+
+class ChunkSink(Sink, Protocol):
+    """A sink that can also take a range over, unread, from the backup that this one builds on."""
+
+    async def keep(self, offset: int, length: int) -> None:
+        """Take over the range from the parent; both ends are chunk boundaries or the end of the disk."""
+        ...
+
+
+# --- platforms -------------------------------------------------------------------------------------------------------
+
+
+class SnapshotDisk(Protocol):
+    """One frozen disk of a snapshot."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def size(self) -> int | None:
+        """Bytes, or None where only opening the disk tells."""
+        ...
+
+    @property
+    def address(self) -> ExportAddress | Source:
+        """Where the frozen disk is read."""
+        ...
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The new checkpoint that the next backup may go on from; None where changes are not tracked."""
+        ...
+
+    @property
+    def reason(self) -> str | None:
+        """Why `changed` is None, as a short code (`first-backup`, `cbt-expired`); None where changes are known."""
+        ...
+
+    def changed(self) -> AsyncIterator[Extent] | None:
+        """Every range that may have changed since the base, in order, or None if that is not known.
+
+        The answer is bound to the disk's identity, its size and its checkpoints, and covers the whole disk.
+        """
+        ...
+
+
+class SnapshotView(Protocol):
+    """A snapshot while its context is open."""
+
+    @property
+    def vm_id(self) -> str: ...
+
+    @property
+    def vm_name(self) -> str: ...
+
+    @property
+    def snapshot_id(self) -> str | None:
+        """The platform's own name of the frozen state; None where it has none, then nothing is resumed on it."""
+        ...
+
+    @property
+    def config(self) -> bytes | None:
+        """The VM's configuration, verbatim JSON; None where the platform has none."""
+        ...
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """Small files of the VM: BIOS variables, TPM state."""
+        ...
+
+    @property
+    def disks(self) -> Sequence[SnapshotDisk]: ...
+
+    @property
+    def lost(self) -> Awaitable[str]:
+        """Completes, with the reason, when the platform takes lease or snapshot back; never completes otherwise."""
+        ...
+
+    async def check(self) -> None:
+        """Ask whether the snapshot still stands.
+
+        Raises:
+            LeaseLostError: It does not.
+        """
+        ...
+
+    async def committed(self, disk_ids: Sequence[str]) -> None:
+        """The manifest is durable: older checkpoints of these disks may go. Idempotent; failure is only a warning."""
+        ...
+
+
+class RestoreView(Protocol):
+    """Disks of a VM, ready to be written, while the context is open."""
+
+    @property
+    def disks(self) -> Mapping[str, ExportAddress | Sink]: ...
+
+    async def finish(self) -> None:
+        """All disks are written and flushed: bring the VM into its final state."""
+        ...
+
+
+class Platform(Protocol):
+    """Gives frozen disks to read and disks to write, and cleans up after itself."""
+
+    @property
+    def name(self) -> str: ...
+
+    def snapshot(
+        self,
+        vm: str,
+        *,
+        disks: Sequence[str] | None = None,
+        base: Mapping[str, Checkpoint] | None = None,
+        chain: str = "",
+        reuse: str | None = None,
+    ) -> AbstractAsyncContextManager[SnapshotView]:
+        """Freeze the disks of a VM.
+
+        Args:
+            vm: Id of the VM.
+            disks: Ids of the disks wanted; None for all.
+            base: For each disk the checkpoint that the last backup of this chain ended with.
+            chain: Names the line of backups (repository and VM); two chains never touch each other's checkpoints.
+            reuse: Id of a snapshot to use again, if it still stands.
+        """
+        ...
+
+    def restore(
+        self, vm: str, *, config: bytes | None, disks: Mapping[str, int]
+    ) -> AbstractAsyncContextManager[RestoreView]:
+        """Prepare disks of the given sizes (bytes, by disk id) to be written."""
+        ...
+
+
+# --- stores ----------------------------------------------------------------------------------------------------------
+
+
+class DiskWriter(ChunkSink, Protocol):
+    """Takes one disk of a backup. Writes are whole chunks: they start at multiples of the chunk size."""
+
+    @property
+    def chunk_size(self) -> int: ...
+
+    @property
+    def statistics(self) -> DiskStatistics: ...
+
+    async def finish(self) -> tuple[str, str]:
+        """Root and tree digest in hex, when every byte of the disk has been written, zeroed or kept.
+
+        Raises:
+            StateError: Some range was not.
+        """
+        ...
+
+
+class BackupSession(Protocol):
+    """A running backup of one VM; nobody sees it until `commit`."""
+
+    @property
+    def seq(self) -> int: ...
+
+    @property
+    def parent(self) -> Manifest | None:
+        """The VM's last backup, as read after the session began."""
+        ...
+
+    def disk(self, disk_id: str, size: int, *, parent: DiskRecord | None = None) -> DiskWriter:
+        """Begin a disk; `parent` is the record that `keep` takes ranges from."""
+        ...
+
+    async def add_file(self, name: str, data: bytes) -> FileRecord: ...
+
+    async def commit(self, manifest: Manifest) -> Manifest:
+        """Make everything durable, then the manifest; returns it with id, repository and seq filled in.
+
+        Raises:
+            BusyError: Another session fenced this one; nothing became visible.
+        """
+        ...
+
+    async def abort(self) -> None:
+        """End the session without a backup. Idempotent; nothing becomes visible."""
+        ...
+
+
+class BackupStore(Protocol):
+    """Keeps backups. The repository is one."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def chunk_size(self) -> int: ...
+
+    async def begin(self, vm: str, *, wait: float = 0.0) -> BackupSession:
+        """Begin a backup of a VM, after at most `wait` seconds for another session of the same VM to end.
+
+        Raises:
+            BusyError: Another session works on the VM.
+        """
+        ...
+
+    async def backups(self, vm: str | None = None) -> list[Manifest]:
+        """The backups, of one VM or of all, ordered by VM and seq."""
+        ...
+
+    async def find(self, reference: str) -> Manifest:
+        """The backup meant by an id, a unique prefix of one, or ``VM@latest``.
+
+        Raises:
+            BackupNotFoundError: None matches, or several do.
+        """
+        ...
+
+    def open_disk(self, manifest: Manifest, disk_id: str) -> Source:
+        """A disk of a backup as a source; every byte is checked against its digest before it is handed out."""
+        ...
+
+    async def verify(
+        self, ids: Sequence[str] = (), *, data: bool = False, progress: Callable[[int, int], None] | None = None
+    ) -> VerifyResult:
+        """Check the given backups, or the whole repository; `progress` gets objects done and objects in all."""
+        ...
+
+
+class ObjectWriter(Protocol):
+    """An object under construction; invisible until `commit`. Called from worker threads, one call at a time."""
+
+    @property
+    def position(self) -> int: ...
+
+    def write(self, data: Buffer) -> None: ...
+
+    def commit(self) -> None:
+        """Make the object durable and visible under its key, exclusively.
+
+        Raises:
+            ObjectExistsError: The key is taken; nothing changed.
+        """
+        ...
+
+    def abort(self) -> None: ...
+
+
+class Hold(Protocol):
+    """An object whose creator is known to be alive as long as the hold is kept."""
+
+    def release(self) -> None: ...
+
+
+class ObjectStore(Protocol):
+    """Create-only objects under keys such as ``domains/default/packs/ab/abcd…``. All calls block: they run in worker threads.
+
+    `put` and `ObjectWriter.commit` return only when the object is durable, its directory entry included.
+    """
+
+    @property
+    def location(self) -> str:
+        """The store, for messages, without secrets."""
+        ...
+
+    def put(self, key: str, data: Buffer) -> None:
+        """Create an object.
+
+        Raises:
+            ObjectExistsError: The key is taken; nothing changed.
+            StorageError: It could not be made durable.
+        """
+        ...
+
+    def writer(self, key: str) -> ObjectWriter:
+        """Begin an object whose bytes come in pieces."""
+        ...
+
+    def hold(self, key: str, data: Buffer) -> Hold:
+        """Create an object and keep a sign of life on it until the hold is released or the process ends."""
+        ...
+
+    def held(self, key: str) -> bool:
+        """Whether the creator of a held object is alive."""
+        ...
+
+    def get(self, key: str, *, limit: int) -> bytes:
+        """A whole object of at most `limit` bytes.
+
+        Raises:
+            ObjectMissingError: There is no such object.
+            IntegrityError: It is larger than `limit`.
+        """
+        ...
+
+    def read_into(self, key: str, offset: int, buffer: memoryview) -> int:
+        """Bytes read into the buffer from `offset`: fewer than its length only at the end of the object."""
+        ...
+
+    def size(self, key: str) -> int: ...
+
+    def list(self, prefix: str) -> list[str]:
+        """Keys of all objects below a prefix that ends with ``/``, sorted; also those whose names are not ours."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        ...

@@ -1,0 +1,409 @@
+"""The records that travel between the caller, the engine, the transport and the repository.
+
+All are frozen; options are validated when they are made. Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from .errors import UsageError
+from .units import KiB, MiB
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What an engine may use; one set is shared by all its jobs.
+
+    Attributes:
+        memory: Bytes for block data in flight: buffers, sealing and packs. At least 16 MiB.
+        requests: Requests in flight on one connection, 1 to 256.
+        connections: Connections to one disk, 1 to 16; more than one only where the server promises multi-conn.
+        disks: Disks moved at the same time, over all jobs of the engine.
+        rate: Bytes read from sources in a second, over all jobs; None for no limit.
+    """
+
+    memory: int = 64 * MiB
+    requests: int = 16
+    connections: int = 4
+    disks: int = 8
+    rate: int | None = None
+
+    def __post_init__(self) -> None:
+        _within("memory", self.memory, 16 * MiB, None)
+        _within("requests", self.requests, 1, 256)
+        _within("connections", self.connections, 1, 16)
+        _within("disks", self.disks, 1, 1024)
+        if self.rate is not None:
+            _within("rate", self.rate, 64 * KiB, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Seconds after which the transport gives up.
+
+    Attributes:
+        connect: From the first packet until the export is open: name resolution, TCP, TLS and NBD handshake together.
+        stall: With requests in flight, the time in which some byte must come or leave.
+        request: The time in which one request must be answered.
+        close: For the soft disconnect; after it the connection is aborted.
+    """
+
+    connect: float = 10.0
+    stall: float = 30.0
+    request: float = 120.0
+    close: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("connect", "stall", "request", "close"):
+            if getattr(self, name) <= 0:
+                raise UsageError(f"timeout {name!r} must be more than 0 seconds")
+
+
+def _within(name: str, value: int, low: int, high: int | None) -> None:
+    if value < low or (high is not None and value > high):
+        upper = "" if high is None else f" and at most {high}"
+        raise UsageError(f"limit {name!r} must be at least {low}{upper}, not {value}")
+
+
+# --- addresses -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsPolicy:
+    """How a server proves who it is, and how we do. There is no way to switch verification off.
+
+    Attributes:
+        ca_file: Certificates (PEM) of the authorities to believe; None for those of the system.
+        cert_file: Our certificate chain (PEM), where the server asks for one.
+        key_file: The private key of `cert_file` (PEM).
+        hostname: The name that the server's certificate must carry; None for the host connected to, and `localhost` on
+            a Unix socket.
+        fingerprint: SHA-256 of the server's certificate (DER) in hex; when given, it must match as well.
+        psk_file: Pre-shared keys, one `identity:hexkey` a line, as for nbdkit and qemu; needs Python 3.13.
+        psk_identity: Which line of `psk_file` to use; None for the first.
+    """
+
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    hostname: str | None = None
+    fingerprint: str | None = None
+    psk_file: Path | None = None
+    psk_identity: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportAddress:
+    """Where an NBD export is: a TCP host and port, or a Unix socket, and the name of the export.
+
+    Attributes:
+        host: Host name or address; None on a Unix socket.
+        port: TCP port; 10809 is NBD's own.
+        socket: Path of a Unix socket; None over TCP.
+        export: Name of the export; the empty name asks for the server's default.
+        tls: Policy of a connection that must be TLS; None for a plain one.
+    """
+
+    host: str | None = None
+    port: int = 10809
+    socket: Path | None = None
+    export: str = ""
+    tls: TlsPolicy | None = None
+
+    def __post_init__(self) -> None:
+        if (self.host is None) == (self.socket is None):
+            raise UsageError("an export address has either a host or a Unix socket")
+
+    @property
+    def peer(self) -> str:
+        """The server, for messages: ``host:port`` or the path of the socket."""
+        if self.socket is not None:
+            return str(self.socket)
+        return f"[{self.host}]:{self.port}" if ":" in (self.host or "") else f"{self.host}:{self.port}"
+
+
+# --- ranges ----------------------------------------------------------------------------------------------------------
+
+
+class Extent(NamedTuple):
+    """A range of a disk and what its server says of it.
+
+    Attributes:
+        offset: First byte.
+        length: Bytes, more than 0.
+        zero: Reads as zeros; only this lets a read be skipped.
+        hole: Not allocated; says nothing about content.
+    """
+
+    offset: int
+    length: int
+    zero: bool = False
+    hole: bool = False
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The point in time from which a platform tracks changes of one disk.
+
+    Attributes:
+        id: The platform's name for it.
+        disk_identity: What tells this disk from another of the same name.
+        size: Size of the disk at that point, in bytes.
+    """
+
+    id: str
+    disk_identity: str
+    size: int
+
+
+# --- what a repository holds -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRecord:
+    """A file of the VM that is not a disk: configuration, BIOS variables, TPM state.
+
+    Attributes:
+        name: Name of the file.
+        size: Bytes.
+        digest: Content digest in hex.
+    """
+
+    name: str
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskStatistics:
+    """What moving one disk took; all counts in bytes of the disk unless said.
+
+    Attributes:
+        bytes_read: Read from the source.
+        bytes_skipped: Not read, because unchanged since the parent (KEEP).
+        bytes_zero: Zero in the backup, whether told by the map or found.
+        bytes_new: In chunks that the repository did not have.
+        bytes_duplicate: In chunks that the repository had.
+        bytes_stored: Written to the repository for this disk, after compression.
+        retries: Requests that were repeated.
+        seconds: Wall seconds for each stage: `read`, `seal`, `write`, `total`; stages overlap.
+    """
+
+    bytes_read: int = 0
+    bytes_skipped: int = 0
+    bytes_zero: int = 0
+    bytes_new: int = 0
+    bytes_duplicate: int = 0
+    bytes_stored: int = 0
+    retries: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskRecord:
+    """One disk of a backup, as its manifest records it.
+
+    Attributes:
+        id: The disk's id within its VM.
+        size: Bytes.
+        root: Hex digest of the root of its content tree.
+        tree: Hex tree digest: the proof of its content, independent of chunk size, key and repository.
+        mode: `full` or `incremental`.
+        reasons: Why that mode, as short codes (`first-backup`, `no-changed-blocks`, `cbt-expired`, `disk-resized`).
+        checkpoint: From where the next incremental may go on; None where the platform has none.
+        statistics: What this backup took.
+    """
+
+    id: str
+    size: int
+    root: str
+    tree: str
+    mode: str
+    reasons: tuple[str, ...] = ()
+    checkpoint: Checkpoint | None = None
+    statistics: DiskStatistics = DiskStatistics()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A backup. Its presence in the repository means that the backup is there, whole.
+
+    Attributes:
+        id: 32 hex digits.
+        repository: Id of the repository it was made in.
+        seq: Its number among the backups of this VM; orders them.
+        vm: Id of the VM.
+        vm_name: Name of the VM, for people.
+        time: Seconds since the epoch at which the snapshot was taken.
+        parent: Id of the backup it builds on; None for a first one.
+        platform: Name of the platform.
+        version: Version of sfasync that wrote it.
+        snapshot: The platform's name of the snapshot read; None where it has none.
+        tags: Free words given by the user.
+        disks: Its disks, in the platform's order.
+        files: Its other files.
+        seconds: Wall seconds the backup took.
+    """
+
+    id: str
+    repository: str
+    seq: int
+    vm: str
+    vm_name: str
+    time: float
+    parent: str | None = None
+    platform: str
+    version: str
+    snapshot: str | None = None
+    tags: tuple[str, ...] = ()
+    disks: tuple[DiskRecord, ...]
+    files: tuple[FileRecord, ...] = ()
+    seconds: float = 0.0
+
+    def disk(self, disk_id: str) -> DiskRecord | None:
+        """The record of a disk, or None."""
+        return next((disk for disk in self.disks if disk.id == disk_id), None)
+
+
+# --- what a caller gets ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupResult:
+    """A finished backup, durable in the repository.
+
+    Attributes:
+        id, vm, parent, disks: As in the manifest.
+        limited_by: What held the job up most: `source`, `compression` or `store`.
+        seconds: Wall seconds.
+        warnings: What went wrong without harm to the backup, one line each.
+    """
+
+    id: str
+    vm: str
+    parent: str | None
+    disks: tuple[DiskRecord, ...]
+    limited_by: str
+    seconds: float
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(disk.statistics.bytes_read for disk in self.disks)
+
+    @property
+    def bytes_new(self) -> int:
+        return sum(disk.statistics.bytes_new for disk in self.disks)
+
+    @property
+    def bytes_stored(self) -> int:
+        return sum(disk.statistics.bytes_stored for disk in self.disks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoredDisk:
+    """One restored disk.
+
+    Attributes:
+        id: The disk's id.
+        size: Bytes of the disk.
+        target: Path or address written to, without secrets.
+        bytes_written: Data bytes written.
+        bytes_zero: Bytes made zero without writing data.
+        tree: Hex tree digest of the content, checked block by block before writing.
+        verified: Whether the target was read back and found equal.
+        seconds: Wall seconds.
+    """
+
+    id: str
+    size: int
+    target: str
+    bytes_written: int
+    bytes_zero: int
+    tree: str
+    verified: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreResult:
+    """A finished restore, durable on its targets."""
+
+    id: str
+    vm: str
+    disks: tuple[RestoredDisk, ...]
+    seconds: float
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something that verify found damaged or missing.
+
+    Attributes:
+        object: Name of the object within the repository.
+        problem: What is wrong, in one line.
+        backups: Ids of the backups it touches, as far as known.
+    """
+
+    object: str
+    problem: str
+    backups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyResult:
+    """What verify found. No problems means that what was asked for is whole.
+
+    Attributes:
+        backups: Backups checked.
+        objects: Objects of the repository read.
+        blobs: Stored blobs found in place (structure) or read and compared with their digests (data).
+        bytes_read: Bytes of the repository read.
+        data: Whether every byte was read, or the structure only.
+        problems: Damage.
+        leftovers: Files of interrupted writers and others that belong to no backup; no error.
+        seconds: Wall seconds.
+    """
+
+    backups: int
+    objects: int
+    blobs: int
+    bytes_read: int
+    data: bool
+    problems: tuple[Problem, ...]
+    leftovers: tuple[str, ...]
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyResult:
+    """A finished copy.
+
+    Attributes:
+        size: Bytes of the source.
+        bytes_read: Data bytes read and written.
+        bytes_zero: Bytes made zero without reading.
+        durable: Whether the target promised that the bytes are on stable storage.
+        seconds: Wall seconds.
+    """
+
+    size: int
+    bytes_read: int
+    bytes_zero: int
+    durable: bool
+    seconds: float

@@ -1,0 +1,1 @@
+"""The NBD protocol, pure: no sockets, clocks, event loops or TLS."""

@@ -1,0 +1,1 @@
+"""Where disks come from: one module for each platform."""

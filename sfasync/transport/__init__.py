@@ -1,0 +1,1 @@
+"""NBD input and output: asyncio transports, TLS, connections, exports and local files."""

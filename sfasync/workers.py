@@ -1,0 +1,71 @@
+"""A named, bounded set of threads for work that would hold up the event loop: sealing, hashing and file I/O."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+_T = TypeVar("_T")
+
+
+class Releasable(Protocol):
+    def release(self) -> None: ...
+
+
+class Workers:
+    """Threads that run one function per block; each function should consist of calls that release the GIL.
+
+    A hop to a thread and back costs 35-70 µs, so a block makes one.
+    """
+
+    def __init__(self, count: int, name: str = "sfasync") -> None:
+        self.count = count
+        self._executor = ThreadPoolExecutor(count, thread_name_prefix=name)
+
+    async def run(self, function: Callable[..., _T], *args: object) -> _T:
+        """The result of `function(*args)`, run in a thread.
+
+        Cancelling returns at once; the function goes on and its result is dropped. For a function that touches a
+        buffer use `run_holding`.
+        """
+        return await asyncio.wrap_future(self._executor.submit(function, *args))
+
+    async def run_holding(self, hold: Releasable, function: Callable[..., _T], *args: object) -> _T:
+        """As `run`, for a function that touches `hold`, which is released when the thread is done with it.
+
+        However the wait ends, by result, error or cancellation, `hold.release()` is called exactly once, on the
+        event loop, and never before the thread has left the function.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            future = self._executor.submit(function, *args)
+        except RuntimeError:
+            hold.release()
+            raise
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            if future.done():
+                hold.release()
+            else:
+                _release_later(loop, future, hold)
+
+    def submit(self, function: Callable[..., _T], *args: object) -> Future[_T]:
+        """Start a function in a thread, from any thread."""
+        return self._executor.submit(function, *args)
+
+    def close(self) -> None:
+        """Take no more work. Does not wait for threads; each ends after the function it is in."""
+        self._executor.shutdown(wait=False)
+
+
+def _release_later(loop: asyncio.AbstractEventLoop, future: Future[_T], hold: Releasable) -> None:
+    def release(_: Future[_T]) -> None:
+        try:
+            loop.call_soon_threadsafe(hold.release)
+        except RuntimeError:  # the loop is closed; the memory goes with the process's reference to it
+            hold.release()
+
+    future.add_done_callback(release)
