@@ -1,7 +1,7 @@
 """Memory for blocks: page-aligned, budgeted in bytes, with one owner at a time.
 
-A `Slot` is writable and holds nothing yet. Only a successful fill turns it into a `Filled`, which can only be read; memory
-that nobody filled therefore cannot travel. Both are given back to the pool once.
+A `Slot` is writable and holds nothing yet. Only a successful fill turns it into a `Filled`, which can only be read;
+memory that nobody filled therefore cannot travel. Both are given back to the pool once.
 
 The budget of the pool is the only back-pressure of a pipeline: when it is spent, `acquire` waits.
 """
@@ -137,7 +137,7 @@ class BufferPool:
 
     def _drop_one(self) -> None:
         size, memories = next((size, memories) for size, memories in self._idle.items() if memories)
-        memories.pop().close()
+        memories.pop()  # unmapped with its last view; closing would fail where a peer's library still holds one
         self._idle_bytes -= size
 
     def _give_back(self, memory: mmap.mmap) -> None:

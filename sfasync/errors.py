@@ -160,7 +160,7 @@ class BusyError(SfasyncError):
 
 
 class TlsError(SfasyncError):
-    """TLS is lacking, refused or demanded, verification failed, or the peer broke off during it; no export name was sent."""
+    """TLS is lacking, refused or demanded, verification failed, or the peer broke off; no export name was sent."""
 
     code = "tls"
     exit_code = 13

@@ -1,13 +1,14 @@
 """The algebra of ranges, and the plan of what to do with each.
 
-Pictures below read like a disk: letters for data, ``0`` for zeros, ``-`` for a hole, ``.`` for a range not asked about.
+Everything here works on streams, in order of offset: a plan for a disk of any size needs constant memory.
 
-Everything here is pure and works on streams: a plan for a disk of any size needs constant memory.
+Pictures read like a disk: letters for data, ``0`` for zeros.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
 from enum import Enum
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ class Step(NamedTuple):
         action: What to do.
         offset: First byte.
         length: Bytes, more than 0.
-        zeros: For DATA, ranges (offset, length) inside it that are known to be zero and need not be read.
+        zeros: For DATA, ranges (start, end) inside it that are known to be zero and need not be read.
     """
 
     action: Action
@@ -40,24 +41,15 @@ class Step(NamedTuple):
     length: int
     zeros: tuple[tuple[int, int], ...] = ()
 
-    def reads(self) -> list[tuple[int, int]]:
-        """The ranges of a DATA step that have to be read: what `zeros` leaves."""
-        ranges = []
+    def reads(self) -> Iterator[tuple[int, int]]:
+        """The ranges (start, end) of a DATA step that have to be read: what `zeros` leaves."""
         position = self.offset
-        for offset, length in self.zeros:
-            if offset > position:
-                ranges.append((position, offset - position))
-            position = offset + length
-        end = self.offset + self.length
-        if position < end:
-            ranges.append((position, end - position))
-        return ranges
-
-
-def clip(extent: Extent, start: int, end: int) -> Extent | None:
-    """The part of an extent within [start, end), or None."""
-    first, last = max(extent.offset, start), min(extent.end, end)
-    return extent._replace(offset=first, length=last - first) if first < last else None
+        for start, end in self.zeros:
+            if start > position:
+                yield position, start
+            position = end
+        if position < self.offset + self.length:
+            yield position, self.offset + self.length
 
 
 def align_down(value: int, alignment: int) -> int:
@@ -70,22 +62,8 @@ def align_up(value: int, alignment: int) -> int:
     return -(-value // alignment) * alignment
 
 
-async def merged(extents: AsyncIterator[Extent]) -> AsyncIterator[Extent]:
-    """Join neighbours that say the same."""
-    last: Extent | None = None
-    async for extent in extents:
-        if last is not None and extent.offset == last.end and extent[2:] == last[2:]:
-            last = last._replace(length=last.length + extent.length)
-            continue
-        if last is not None:
-            yield last
-        last = extent
-    if last is not None:
-        yield last
-
-
 async def pieces(extents: AsyncIterator[Extent], *, size: int, piece: int, alignment: int) -> AsyncIterator[Step]:
-    """A plan that moves zeros as they are and cuts data into pieces: for copy and restore.
+    """The plan of a copy or a restore: zeros move as they are, data is cut into pieces.
 
     Zero ranges are rounded inward to `alignment`, so every step begins on it and ends on it or at `size`. Pieces end at
     multiples of `piece`, which is a multiple of `alignment`.
@@ -93,27 +71,154 @@ async def pieces(extents: AsyncIterator[Extent], *, size: int, piece: int, align
     ::
 
         extents    aaaaaa0000000bb        alignment 2, piece 4
-        plan       DDDDDDZZZZZZDDD        as  DDDD DD ZZZZZZ DDD
+        plan       DDDDDDZZZZZZDDD        as  DDDD DD ZZZZZZ DD D
     """
-    position = 0  # everything before it is planned
-    async for extent in merged(extents):
-        if not extent.zero:
-            continue
-        first = align_up(extent.offset, alignment)
-        last = extent.end if extent.end >= size else align_down(extent.end, alignment)
-        if first >= last:
-            continue
-        for step in _cut(position, first, piece):
-            yield step
-        yield Step(Action.ZERO, first, last - first)
-        position = last
-    for step in _cut(position, size, piece):
+    planned = 0
+    async with aclosing(_zero_ranges(extents, size, alignment)) as zeros:
+        async for start, end in zeros:
+            for step in _cut(planned, start, piece):
+                yield step
+            yield Step(Action.ZERO, start, end - start)
+            planned = end
+    for step in _cut(planned, size, piece):
         yield step
 
 
 def _cut(start: int, end: int, piece: int) -> Iterator[Step]:
-    """The DATA steps of a range."""
     while start < end:
         stop = min(align_down(start, piece) + piece, end)
         yield Step(Action.DATA, start, stop - start)
         start = stop
+
+
+async def chunks(
+    extents: AsyncIterator[Extent],
+    *,
+    size: int,
+    chunk: int,
+    alignment: int,
+    changed: AsyncIterator[Extent] | None = None,
+    parent_size: int | None = None,
+) -> AsyncIterator[Step]:
+    """The plan of a backup: every step but those of ZERO and KEEP is one chunk.
+
+    A chunk is ZERO only if all of it reads as zero by this snapshot's own map. It is KEEP only if no changed byte
+    touches it and it has the same length in the parent. Anything else is DATA and read whole; zeros inside it, rounded
+    inward to `alignment`, are filled and not read. ZERO wins over KEEP: the snapshot's map is the better witness.
+
+    ::
+
+        parent     aaaabbbbccccdddd        chunk 4
+        changed    .....x..........
+        extents    aaaabXbb0000dd00
+        plan       KKKKDDDDZZZZKKKK
+
+    Args:
+        extents: What the snapshot's map says, covering the disk.
+        size: Bytes of the disk.
+        chunk: Bytes of a chunk.
+        alignment: Alignment of reads; divides `chunk`.
+        changed: Every range that may have changed since the parent, or None if that is not known: nothing is kept.
+        parent_size: Bytes of the disk in the parent; needed with `changed`.
+    """
+    keep_end = 0
+    if changed is not None and parent_size is not None:
+        keep_end = size if parent_size == size else align_down(min(size, parent_size), chunk)
+    async with (
+        aclosing(_zero_ranges(extents, size, alignment)) as zero_ranges,
+        aclosing(_touched(changed, chunk)) as touched_ranges,
+    ):
+        zeros, touched = _Cursor(zero_ranges), _Cursor(touched_ranges)
+        position = 0
+        while position < size:
+            await zeros.skip_to(position)
+            await touched.skip_to(position)
+            keep_stop = min(touched.start, keep_end)
+            while zeros.end <= keep_stop and _whole_chunks(zeros, chunk, size) is None:
+                await zeros.advance()  # inside chunks that are kept: nobody will ask for it
+            whole = _whole_chunks(zeros, chunk, size)
+            if whole is not None and whole[0] <= position < whole[1]:
+                step = Step(Action.ZERO, position, whole[1] - position)
+            elif position < keep_stop:
+                stop = keep_stop if whole is None else min(keep_stop, whole[0])
+                step = Step(Action.KEEP, position, stop - position)
+            else:
+                end = min(position + chunk, size)
+                step = Step(Action.DATA, position, end - position, await _zeros_within(zeros, position, end))
+            yield step
+            position += step.length
+
+
+_NOWHERE = 1 << 64  # beyond every disk: NBD sizes end at 2^63 - 1
+
+
+class _Cursor:
+    """Ordered ranges, looked at one at a time; after the last one it stands beyond every disk."""
+
+    def __init__(self, ranges: AsyncIterator[tuple[int, int]]) -> None:
+        self._ranges = ranges
+        self.start, self.end = 0, 0
+
+    async def advance(self) -> None:
+        self.start, self.end = await anext(self._ranges, (_NOWHERE, _NOWHERE))
+
+    async def skip_to(self, position: int) -> None:
+        while self.end <= position:
+            await self.advance()
+
+
+def _whole_chunks(zeros: _Cursor, chunk: int, size: int) -> tuple[int, int] | None:
+    """The whole chunks in the zero range the cursor stands on, as (start, end), or None."""
+    start = align_up(zeros.start, chunk)
+    end = size if zeros.end >= size else align_down(zeros.end, chunk)
+    return (start, end) if start < end else None
+
+
+async def _zeros_within(zeros: _Cursor, start: int, end: int) -> tuple[tuple[int, int], ...]:
+    found = []
+    await zeros.skip_to(start)
+    while zeros.start < end:
+        found.append((max(zeros.start, start), min(zeros.end, end)))
+        if zeros.end > end:
+            break
+        await zeros.advance()
+    return tuple(found)
+
+
+async def _zero_ranges(
+    extents: AsyncIterator[Extent], size: int, alignment: int
+) -> AsyncGenerator[tuple[int, int], None]:
+    """The zero ranges as (start, end): neighbours joined, clipped to the disk, rounded inward, none empty."""
+
+    def rounded(start: int, end: int) -> tuple[int, int]:
+        return align_up(start, alignment), size if end >= size else align_down(end, alignment)
+
+    start = end = 0
+    async for extent in extents:
+        if not extent.zero:
+            continue
+        if extent.offset != end:
+            first, last = rounded(start, end)
+            if first < last:
+                yield first, last
+            start = extent.offset
+        end = extent.offset + extent.length
+    first, last = rounded(start, end)
+    if first < last:
+        yield first, last
+
+
+async def _touched(changed: AsyncIterator[Extent] | None, chunk: int) -> AsyncGenerator[tuple[int, int], None]:
+    """The changed ranges as (start, end), rounded outward to chunks, those that touch or overlap joined."""
+    if changed is None:
+        return
+    start = end = 0
+    async for extent in changed:
+        first, last = align_down(extent.offset, chunk), align_up(extent.offset + extent.length, chunk)
+        if first > end:
+            if start < end:
+                yield start, end
+            start = first
+        end = max(end, last)
+    if start < end:
+        yield start, end

@@ -1,8 +1,9 @@
 """The shapes that the parts of sfasync have for each other.
 
-A `Source` is read, a `Sink` is written. A `Platform` freezes the disks of a VM and hands them out; a `BackupStore` keeps
-backups; an `ObjectStore` keeps the objects of a repository. Implementations live in `transport/`, `platform/` and `store/`, which
-never import each other: the engine joins them through these shapes. Each shape has a contract suite in `tests/contracts`.
+A `Source` is read, a `Sink` is written. A `Platform` freezes the disks of a VM and hands them out; a `BackupStore`
+keeps backups; an `ObjectStore` keeps the objects of a repository. Implementations live in `transport/`, `platform/` and
+`store/`, which never import each other: the engine joins them through these shapes. Each shape has a contract suite in
+`tests/contracts`.
 """
 
 from __future__ import annotations
@@ -336,7 +337,7 @@ class Hold(Protocol):
 
 
 class ObjectStore(Protocol):
-    """Create-only objects under keys such as ``domains/default/packs/ab/abcd…``. All calls block: they run in worker threads.
+    """Create-only objects under keys such as ``domains/default/packs/ab/abcd…``; all calls block, for worker threads.
 
     `put` and `ObjectWriter.commit` return only when the object is durable, its directory entry included.
     """

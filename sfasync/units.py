@@ -26,15 +26,13 @@ def parse_size(text: str) -> int:
 
 def format_size(size: float) -> str:
     """A size for people: ``0 B``, ``512 KiB``, ``1.5 GiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(size) < 1024:
-            break
+    units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
+    while abs(size) >= 1024 and len(units) > 1:
         size /= 1024
-    else:
-        unit = "PiB"
-    if unit == "B" or size == int(size):
-        return f"{int(size)} {unit}"
-    return f"{size:.1f} {unit}"
+        del units[0]
+    if units[0] == "B" or size == int(size):
+        return f"{int(size)} {units[0]}"
+    return f"{size:.1f} {units[0]}"
 
 
 def format_rate(bytes_per_second: float) -> str:
