@@ -1,0 +1,120 @@
+"""Moves one disk from a source to a sink by a plan; knows no NBD, no repository and no VM.
+
+A pipeline is a number of lanes. Each lane takes the next step of the plan and sees it through: memory, read, write.
+Steps thus begin in order and end in any. How much is in flight is bounded by the lanes and, over all pipelines of an
+engine, by the buffer pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import cast
+
+from .buffers import BufferPool, Filled, Slot
+from .errors import SfasyncError
+from .extents import Action, Step
+from .interfaces import ChunkSink, Sink, Source
+from .progress import Meter
+from .tasks import run_all
+
+
+async def transfer(
+    plan: AsyncIterator[Step],
+    source: Source,
+    sink: Sink | ChunkSink,
+    *,
+    pool: BufferPool,
+    lanes: int,
+    meter: Meter,
+) -> None:
+    """Carry out a plan.
+
+    Nothing is flushed: that is the caller's, who knows what belongs together. A plan with KEEP needs a `ChunkSink`.
+
+    Args:
+        plan: What to do, in order; closed by the caller.
+        source: Read for DATA.
+        sink: Written.
+        pool: Gives the memory; its budget is the only back-pressure.
+        lanes: Steps under way at once.
+        meter: Counts what is done.
+
+    Raises:
+        SfasyncError: The first failure of a read, a write or the plan; with `disk` set. Everything in flight has ended.
+            Cancelling leaves no read or write behind; what was written stays written.
+    """
+    pipeline = _Pipeline(plan, source, sink, pool, meter)
+    try:
+        await run_all(pipeline.lane() for _ in range(lanes))
+    except SfasyncError as error:
+        error.disk = error.disk or meter.id
+        raise
+
+
+class _Pipeline:
+    def __init__(
+        self, plan: AsyncIterator[Step], source: Source, sink: Sink | ChunkSink, pool: BufferPool, meter: Meter
+    ) -> None:
+        self._plan = plan
+        self._turn = asyncio.Lock()  # an async generator takes one caller at a time
+        self._source = source
+        self._sink = sink
+        self._pool = pool
+        self._meter = meter
+
+    async def lane(self) -> None:
+        while True:
+            async with self._turn:
+                step = await anext(self._plan, None)
+            if step is None:
+                return
+            await self._carry_out(step)
+            self._meter.changed()
+
+    async def _carry_out(self, step: Step) -> None:
+        if step.action is Action.DATA:
+            await self._move(step)
+        elif step.action is Action.ZERO:
+            await self._sink.zero(step.offset, step.length)
+            self._meter.zero += step.length
+        else:
+            await cast(ChunkSink, self._sink).keep(step.offset, step.length)
+            self._meter.skipped += step.length
+
+    async def _move(self, step: Step) -> None:
+        seconds = self._meter.seconds
+        began = time.perf_counter()
+        slot = await self._pool.acquire(step.length)
+        ready = time.perf_counter()
+        seconds["memory"] += ready - began
+        filled = await self._fill(slot, step)
+        read = time.perf_counter()
+        seconds["read"] += read - ready
+        try:
+            await self._sink.write(step.offset, filled.view)
+        finally:
+            filled.release()
+        seconds["write"] += time.perf_counter() - read
+        self._meter.written += step.length
+
+    async def _fill(self, slot: Slot, step: Step) -> Filled:
+        """Read what has to be read and zero the rest; a failed or cancelled fill gives the slot back."""
+        try:
+            if not step.zeros:
+                await self._source.read_into(step.offset, slot.view)
+                self._meter.read += step.length
+            else:
+                await self._fill_around_zeros(slot, step)
+            return slot.filled()
+        except BaseException:
+            slot.release()
+            raise
+
+    async def _fill_around_zeros(self, slot: Slot, step: Step) -> None:
+        for start, end in step.zeros:
+            slot.view[start - step.offset : end - step.offset] = bytes(end - start)
+        for start, end in step.reads():
+            await self._source.read_into(start, slot.view[start - step.offset : end - step.offset])
+            self._meter.read += end - start

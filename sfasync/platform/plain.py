@@ -1,0 +1,109 @@
+"""Disks that are NBD exports (or any `Source` and `Sink`), with nobody behind them to freeze them or to track changes.
+
+What the caller names is read as it is: freezing is the caller's part (export a snapshot, or stop the writer). Every
+backup reads the whole map; the repository still stores only what it does not have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from ..errors import UsageError
+from ..interfaces import Sink, Source
+from ..models import Checkpoint, ExportAddress, Extent
+
+
+@dataclass(frozen=True, slots=True)
+class PlainDisk:
+    """A disk as the caller named it."""
+
+    id: str
+    address: ExportAddress | Source
+    size: int | None = None
+    checkpoint: Checkpoint | None = None
+    reason: str | None = "no-changed-blocks"
+
+    def changed(self) -> AsyncIterator[Extent] | None:
+        """Nobody tracks changes here."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class PlainSnapshot:
+    """The disks as they are; nothing is frozen and nothing can be lost."""
+
+    vm_id: str
+    disks: Sequence[PlainDisk]
+    snapshot_id: str | None = None
+    config: bytes | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    lost: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    @property
+    def vm_name(self) -> str:
+        return self.vm_id
+
+    async def check(self) -> None:
+        """There is no lease that could have ended."""
+
+    async def committed(self, disk_ids: Sequence[str]) -> None:
+        """There are no checkpoints to drop."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlainTarget:
+    """Disks to write, as the caller named them."""
+
+    disks: Mapping[str, ExportAddress | Sink]
+
+    async def finish(self) -> None:
+        """There is no VM to bring up."""
+
+
+class PlainPlatform:
+    """The platform of disks that the caller names one by one.
+
+    Args:
+        sources: For backups, where each disk is read.
+        sinks: For restores, where each disk is written.
+    """
+
+    name = "plain"
+
+    def __init__(
+        self,
+        sources: Mapping[str, ExportAddress | Source] | None = None,
+        sinks: Mapping[str, ExportAddress | Sink] | None = None,
+    ) -> None:
+        self._sources = dict(sources or {})
+        self._sinks = dict(sinks or {})
+
+    @asynccontextmanager
+    async def snapshot(
+        self,
+        vm: str,
+        *,
+        disks: Sequence[str] | None = None,
+        base: Mapping[str, Checkpoint] | None = None,
+        chain: str = "",
+        reuse: str | None = None,
+    ) -> AsyncIterator[PlainSnapshot]:
+        """The named disks, unfrozen; `base`, `chain` and `reuse` mean nothing here."""
+        wanted = list(self._sources) if disks is None else list(disks)
+        _refuse_unknown(vm, wanted, self._sources)
+        yield PlainSnapshot(vm, [PlainDisk(disk, self._sources[disk]) for disk in wanted])
+
+    @asynccontextmanager
+    async def restore(self, vm: str, *, config: bytes | None, disks: Mapping[str, int]) -> AsyncIterator[PlainTarget]:
+        """The named targets of the disks."""
+        _refuse_unknown(vm, list(disks), self._sinks)
+        yield PlainTarget({disk: self._sinks[disk] for disk in disks})
+
+
+def _refuse_unknown(vm: str, wanted: list[str], known: Mapping[str, object]) -> None:
+    for disk in wanted:
+        if disk not in known:
+            raise UsageError(f"no address given for disk {disk!r} of {vm!r}", disk=disk)
