@@ -1,0 +1,91 @@
+"""Conditions under which every test runs.
+
+Each asynchronous test runs on asyncio's own loop in debug mode and on uvloop. After each test, no task, descriptor or
+thread may be left that was not there before. Nothing a test does reaches the user's own cache or repository.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from .support.certificates import make_certificates
+
+THREAD_TIMEOUT = 5.0
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of good certificates for localhost and 127.0.0.1."""
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(autouse=True)
+def own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.delenv("SFASYNC_REPOSITORY", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest, own_environment: None) -> Iterator[None]:
+    """Fail a test that leaves a task, a descriptor or a thread.
+
+    Descriptors and threads are compared after the loop of the test is closed: this fixture is set up before it.
+    """
+    descriptors = _descriptors()
+    threads = set(threading.enumerate())
+    yield
+    left = _threads_left(threads)
+    assert not left, f"threads left: {left}"
+    opened = {number: target for number, target in _descriptors().items() if descriptors.get(number) != target}
+    assert not opened, f"descriptors left: {opened}"
+
+
+@pytest.fixture(autouse=True)
+def _tasks_checked(request: pytest.FixtureRequest, nothing_left_behind: None) -> None:
+    if request.node.get_closest_marker("asyncio") is not None:
+        request.getfixturevalue("no_task_left")
+
+
+@pytest.fixture
+async def no_task_left() -> AsyncIterator[None]:
+    yield
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not left, f"tasks left: {left}"
+
+
+def _descriptors() -> dict[int, str]:
+    """What each open descriptor of this process refers to."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:  # the one that read the directory
+            continue
+    return found
+
+
+def _threads_left(before: set[threading.Thread]) -> list[str]:
+    """Names of non-daemon threads that began since and do not end by themselves.
+
+    An executor that was closed without waiting leaves its threads a moment to find out.
+    """
+    left = []
+    for thread in set(threading.enumerate()) - before:
+        if not thread.daemon:
+            thread.join(THREAD_TIMEOUT)
+            if thread.is_alive():
+                left.append(thread.name)
+    return left
