@@ -1,0 +1,72 @@
+"""The `sfasync` command: which commands there are, and how a call of one ends."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from .._version import VERSION
+from .failures import describe
+from .output import Output
+
+_COMMANDS = ("init", "backup", "restore", "list", "show", "verify", "copy", "info", "demo")
+_COMPLETION = "_SFASYNC_COMPLETE"
+
+
+class _Commands(click.Group):
+    """Commands that live in modules of their own, each loaded when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = import_module(f".commands.{cmd_name}", __package__).command
+        assert isinstance(command, click.Command), "each module of a command has `command`"
+        return command
+
+
+@click.group(
+    cls=_Commands,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Each command has its own --help. Shell completion: see the tutorial.",
+)
+@click.version_option(VERSION, message="sfasync %(version)s")
+def app() -> None:
+    """Back up the disks of virtual machines over NBD, and restore them."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The exit code of a call with these arguments. Whatever happens is told on stdout and stderr; nothing is raised."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold disk contents and keys
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not end a backup
+    output = Output()
+    try:
+        if instruction := os.environ.get(_COMPLETION):
+            return _complete(instruction)
+        with app.make_context("sfasync", list(arguments), obj=output) as context:
+            status: int = app.invoke(context)
+            return status
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except BrokenPipeError:
+        return 0  # only help and completion are printed outside of a command's own work, and nobody reads on
+    except BaseException as error:  # noqa: BLE001 - every way a command can end is told in one line
+        output.json = output.json or "--json" in arguments  # a usage error may come before the option is seen
+        failure = describe(error)
+        output.failure(failure)
+        return failure.exit
+
+
+def _complete(instruction: str) -> int:
+    from click.shell_completion import shell_complete
+
+    return shell_complete(app, {}, "sfasync", _COMPLETION, instruction)
