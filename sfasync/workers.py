@@ -52,6 +52,13 @@ class Workers:
             else:
                 _release_later(loop, future, hold)
 
+    async def run_to_end(self, function: Callable[..., _T], *args: object) -> _T:
+        """As `run`, for a function that touches the caller's memory: cancelling waits until the thread has left it.
+
+        A function that no thread has begun yet when the cancellation arrives is never begun.
+        """
+        return await settled(self._executor.submit(function, *args))
+
     def submit(self, function: Callable[..., _T], *args: object) -> Future[_T]:
         """Start a function in a thread, from any thread."""
         return self._executor.submit(function, *args)
@@ -59,6 +66,27 @@ class Workers:
     def close(self) -> None:
         """Take no more work. Does not wait for threads; each ends after the function it is in."""
         self._executor.shutdown(wait=False)
+
+
+async def settled(future: Future[_T]) -> _T:
+    """The result of a function that runs in a thread; never returns or raises while the thread is still in it.
+
+    Raises:
+        asyncio.CancelledError: The caller was cancelled. Ask the future whether the function ran, and what came of it.
+    """
+    waiter = asyncio.wrap_future(future)
+    cancellation: asyncio.CancelledError | None = None
+    while not waiter.done():
+        try:
+            await asyncio.wait({waiter})
+        except asyncio.CancelledError as error:
+            cancellation = error
+            future.cancel()
+    if cancellation is not None:
+        if not waiter.cancelled():
+            waiter.exception()  # seen: the cancellation goes first
+        raise cancellation
+    return waiter.result()
 
 
 def _release_later(loop: asyncio.AbstractEventLoop, future: Future[_T], hold: Releasable) -> None:
