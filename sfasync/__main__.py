@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 from ._version import VERSION
@@ -42,7 +43,7 @@ def _print_version() -> int:
 
 
 def _open_standard_streams() -> None:
-    """Put /dev/null where the caller closed a standard stream; a pack file opened later must not become descriptor 1."""
+    """Put /dev/null where the caller closed a standard stream: a pack opened later must not become descriptor 1."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it stays open as long as the process
@@ -51,10 +52,8 @@ def _open_standard_streams() -> None:
 def _leave(status: int) -> NoReturn:
     """End without waiting for threads: one may be stuck in an fsync or a name look-up, and the job is over."""
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with suppress(OSError, ValueError):  # what matters was flushed, and that checked, when it was written
             stream.flush()
-        except (OSError, ValueError):
-            pass  # whoever reads it has gone; what matters has been flushed and checked when it was written
     os._exit(status)
 
 

@@ -7,11 +7,11 @@ import resource
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
 import click
 
 from .._version import VERSION
-from .failures import describe
 from .output import Output
 
 _COMMANDS = ("init", "backup", "restore", "list", "show", "verify", "copy", "info", "demo")
@@ -44,10 +44,14 @@ def app() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """The exit code of a call with these arguments. Whatever happens is told on stdout and stderr; nothing is raised."""
+    """The exit code of a call with these arguments.
+
+    Whatever happens is told on stdout and stderr; nothing is raised.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold disk contents and keys
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not end a backup
+        if isinstance(stream, TextIOWrapper):  # a name that the terminal cannot show must not end a backup
+            stream.reconfigure(errors="backslashreplace")
     output = Output()
     try:
         if instruction := os.environ.get(_COMPLETION):
@@ -60,10 +64,9 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return 0  # only help and completion are printed outside of a command's own work, and nobody reads on
     except BaseException as error:  # noqa: BLE001 - every way a command can end is told in one line
-        output.json = output.json or "--json" in arguments  # a usage error may come before the option is seen
-        failure = describe(error)
-        output.failure(failure)
-        return failure.exit
+        output.json |= "--json" in arguments  # the error may have come before the options were looked at
+        output.verbosity = max(output.verbosity, 2 * arguments.count("-vv"))
+        return output.failure(error)
 
 
 def _complete(instruction: str) -> int:

@@ -77,7 +77,7 @@ def one_line(text: str) -> str:
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """The first leaf of a group that is an error of ours, else the first that is no cancellation; others as they are."""
+    """Of a group the first error of ours, else the first that is no cancellation; anything else as it is."""
     leaves = list(_leaves(error))
     for wanted in (SfasyncError, Interrupted):
         for leaf in leaves:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import click
@@ -15,79 +16,54 @@ from .output import Output
 
 _Command = Callable[..., int]
 
-_SPAN = re.compile(r"(\d+)\s*([mhdw])")
-_SPANS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_SPAN = re.compile(r"(\d{1,9})([mhdw])")
+_SPANS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
-# --- types of values -------------------------------------------------------------------------------------------------
+# --- values ----------------------------------------------------------------------------------------------------------
 
 
-class Size(click.ParamType):
+def size(text: str) -> int:
     """Bytes, as `units.parse_size` reads them; more than 0."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            size = parse_size(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        if size < 1:
-            self.fail("must be more than 0", param, ctx)
-        return size
+    try:
+        parsed = parse_size(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    if parsed < 1:
+        raise click.BadParameter("must be more than 0")
+    return parsed
 
 
-class Seconds(click.ParamType):
+def seconds(text: str) -> float:
     """A finite number of seconds, 0 or more."""
-
-    name = "seconds"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            seconds = float(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a number of seconds", param, ctx)
-        if not math.isfinite(seconds) or seconds < 0:
-            self.fail(f"{value!r} is not a number of seconds, 0 or more", param, ctx)
-        return seconds
+    try:
+        parsed = float(text)
+    except ValueError:
+        parsed = math.nan
+    if not 0 <= parsed < math.inf:
+        raise click.BadParameter(f"{text!r} is not a number of seconds, 0 or more")
+    return parsed
 
 
-class Assignment(click.ParamType):
-    """``ID=VALUE``, split at the first ``=``; neither side is empty."""
-
-    name = "assignment"
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        if isinstance(value, tuple):
-            return value
-        key, _, assigned = value.partition("=")
-        if not key or not assigned:
-            self.fail(f"{value!r} is not of the form {self._what}", param, ctx)
-        return key, assigned
+def assignment(text: str) -> tuple[str, str]:
+    """``ID=NBD-URI``, split at the first ``=``; neither side is empty."""
+    disk, _, uri = text.partition("=")
+    if not disk or not uri:
+        raise click.BadParameter(f"{text!r} is not of the form ID=NBD-URI")
+    return disk, uri
 
 
-class Since(click.ParamType):
-    """An instant in seconds since the epoch: a date, a date and time, or a span back from now (``36h``, ``7d``, ``2w``)."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        try:
-            span = _SPAN.fullmatch(value)
-            if span is not None:
-                instant = datetime.now().astimezone() - timedelta(**{_SPANS[span[2]]: int(span[1])})
-            else:
-                instant = datetime.fromisoformat(value)
-            return instant.timestamp()  # without a zone it is local time, as people mean it
-        except (ValueError, OverflowError):
-            self.fail(f"{value!r} is neither a time (2026-01-31, 2026-01-31T18:00) nor a span (36h, 7d)", param, ctx)
+def instant(text: str) -> float:
+    """Seconds since the epoch of a date, a date and time, or a span back from now: ``36h``, ``7d``, ``2w``."""
+    span = _SPAN.fullmatch(text)
+    try:
+        if span is not None:
+            return time.time() - int(span[1]) * _SPANS[span[2]]
+        return datetime.fromisoformat(text).timestamp()  # without a zone it is local time, as people mean it
+    except (ValueError, OverflowError):
+        raise click.BadParameter(
+            f"{text!r} is neither a time (2026-01-31, 2026-01-31T18:00) nor a span (36h, 7d)"
+        ) from None
 
 
 def distinct(pairs: tuple[tuple[str, str], ...]) -> dict[str, str]:
@@ -159,7 +135,7 @@ repository = click.option(
 
 memory = click.option(
     "--memory",
-    type=Size(),
+    type=size,
     metavar="SIZE",
     default="64M",
     show_default=True,
@@ -169,7 +145,7 @@ memory = click.option(
 limit_rate = click.option(
     "--limit-rate",
     "rate",
-    type=Size(),
+    type=size,
     metavar="SIZE",
     help="Read no more than this in a second, over all disks.",
 )

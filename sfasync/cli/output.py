@@ -1,7 +1,7 @@
 """The one place that prints: results on stdout, everything else on stderr.
 
-With ``--json`` stdout carries one object per line, each with an ``event``; `docs/json-schema.json` describes them. The last
-line is the result or the error.
+With ``--json`` stdout carries one object per line, each with an ``event``; `docs/json-schema.json` describes them. The
+last line is the result or the error.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import os
 import select
 import sys
 import time
+import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ..errors import StorageError
-from .failures import Failure
+from .failures import describe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from ..progress import Progress, ProgressCallback
     from .progress import ProgressView
@@ -65,18 +66,27 @@ class Output:
 
     # --- what goes wrong ---------------------------------------------------------------------------------------------
 
-    def failure(self, failure: Failure) -> None:
-        """The line, and the object, that end a command which failed."""
+    def failure(self, error: BaseException) -> int:
+        """The line, and the object, that end a command which failed; returns its exit code."""
         self.close_progress()
+        failure = describe(error)
+        if self.verbosity >= 2:
+            self.note("".join(traceback.format_exception(error)).rstrip())
         known = {"disk": failure.disk, "offset": failure.offset, "path": failure.path}
         fields = {"ok": False, "code": failure.code, "exit": failure.exit, "message": failure.message}
         with suppress(StorageError):  # then stderr and the exit code have to do
             self.event("error", fields | {name: value for name, value in known.items() if value is not None})
         self.note(failure.message)
+        return failure.exit
 
     def warning(self, text: str) -> None:
         """A line on stderr about something that did no harm."""
         self.note(f"warning: {text}")
+
+    def detail(self, text: str) -> None:
+        """A line on stderr that only -v shows."""
+        if self.verbosity:
+            self.note(text)
 
     def note(self, text: str) -> None:
         """A line on stderr, above the progress display if there is one."""
@@ -89,18 +99,19 @@ class Output:
 
     # --- progress ----------------------------------------------------------------------------------------------------
 
-    def progress_callback(self) -> ProgressCallback | None:
+    def job_progress(self) -> ProgressCallback | None:
         """What a job should call to tell how far it is; None if nobody looks."""
-        if self.quiet:
-            return None
-        if self.json:
-            return self._progress_event
-        if sys.stderr.isatty():
-            from .progress import ProgressView  # rich: not loaded for anybody else
+        if self.json and not self.quiet:
+            return lambda progress: self._progress_event(progress_fields(progress))
+        view = self._new_view()
+        return None if view is None else view.update
 
-            self._view = ProgressView(sys.stderr)
-            return self._view.update
-        return None
+    def count_progress(self, state: str, what: str) -> Callable[[int, int], None] | None:
+        """The same for work that counts things: it is called with things done and things in all."""
+        if self.json and not self.quiet:
+            return lambda done, count: self._progress_event({"state": state, f"{what}_done": done, what: count})
+        view = self._new_view()
+        return None if view is None else lambda done, count: view.update_count(state, what, done, count)
 
     def close_progress(self) -> None:
         """Take the progress display away; does nothing without one."""
@@ -108,11 +119,18 @@ class Output:
         if view is not None:
             view.close()
 
-    def _progress_event(self, progress: Progress) -> None:
-        if time.monotonic() < self._next_progress or not _takes_more(sys.stdout.fileno()):
-            return
-        self._next_progress = time.monotonic() + _INTERVAL
-        self.event("progress", progress_fields(progress))
+    def _new_view(self) -> ProgressView | None:
+        if self.json or self.quiet or not sys.stderr.isatty():
+            return None
+        from .progress import ProgressView  # with rich, which is not loaded for anybody else
+
+        self._view = ProgressView(sys.stderr)
+        return self._view
+
+    def _progress_event(self, fields: Mapping[str, object]) -> None:
+        if time.monotonic() >= self._next_progress and _takes_more(sys.stdout.fileno()):
+            self._next_progress = time.monotonic() + _INTERVAL
+            self.event("progress", fields)
 
     # --- writing -----------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
@@ -15,18 +16,19 @@ from ..units import format_rate, format_size
 if TYPE_CHECKING:
     from ..progress import Progress
 
+_INTERVAL = 0.5  # seconds between two drawings
 _SHOWN = 16  # disks with a line of their own; more would scroll off the terminal
 
 
 class ProgressView:
-    """Draws what a job reports. It draws when told to and has no thread of its own."""
+    """Draws what a job reports, twice a second at most. It draws when told to and has no thread of its own."""
 
     def __init__(self, stream: TextIO) -> None:
         self._bars = Bars(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
-            _SizeColumn(),
+            TextColumn("{task.fields[amount]}", markup=False),
             _RateColumn(),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[detail]}", markup=False),
@@ -34,29 +36,30 @@ class ProgressView:
             auto_refresh=False,
             transient=True,
         )
-        self._lines: dict[str, TaskID] = {}
-        self._total = self._bars.add_task("starting", total=None, detail="")
+        self._disks: dict[str, TaskID] = {}
+        self._total = self._new_line("starting")
+        self._next_refresh = 0.0
         self._bars.start()
 
     def update(self, progress: Progress) -> None:
-        """Draw the state of a job."""
-        for disk in progress.disks[:_SHOWN] if len(progress.disks) > 1 else ():
-            self._bars.update(
-                self._line(disk.id),
-                total=disk.size,
-                completed=disk.done,
-                detail=_not_read(disk.skipped, disk.zero),
-            )
-        self._bars.update(
-            self._total,
-            description=progress.state,
-            total=progress.size or None,
-            completed=progress.done,
-            detail=_not_read(
-                sum(disk.skipped for disk in progress.disks),
-                sum(disk.zero for disk in progress.disks),
-            ),
-        )
+        """Draw the state of a job that moves bytes."""
+        shown = progress.disks[:_SHOWN] if len(progress.disks) > 1 else ()
+        for disk in shown:
+            if disk.id not in self._disks:
+                self._disks[disk.id] = self._new_line(printable(disk.id))
+            self._draw(self._disks[disk.id], disk.done, disk.size, _not_read(disk.skipped, disk.zero))
+        skipped, zero = (sum(getattr(disk, name) for disk in progress.disks) for name in ("skipped", "zero"))
+        self._draw(self._total, progress.done, progress.size, _not_read(skipped, zero))
+        self._bars.update(self._total, description=progress.state)
+        self._bars.refresh()
+
+    def update_count(self, state: str, what: str, done: int, count: int) -> None:
+        """Draw the state of work that counts things."""
+        if time.monotonic() < self._next_refresh:
+            return
+        self._next_refresh = time.monotonic() + _INTERVAL
+        amount = f"{done} of {count} {what}"
+        self._bars.update(self._total, description=state, total=count, completed=done, amount=amount)
         self._bars.refresh()
 
     def print(self, text: str) -> None:
@@ -67,19 +70,12 @@ class ProgressView:
         """Take the display away and give the cursor back."""
         self._bars.stop()
 
-    def _line(self, disk_id: str) -> TaskID:
-        if disk_id not in self._lines:
-            self._lines[disk_id] = self._bars.add_task(printable(disk_id), total=None, detail="")
-        return self._lines[disk_id]
+    def _new_line(self, description: str) -> TaskID:
+        return self._bars.add_task(description, total=None, amount="", detail="", bytes=False)
 
-
-class _SizeColumn(ProgressColumn):
-    """Bytes done of bytes in all."""
-
-    def render(self, task: Task) -> Text:
-        if task.total is None:
-            return Text()
-        return Text(f"{format_size(task.completed)} of {format_size(task.total)}", style="progress.download")
+    def _draw(self, line: TaskID, done: int, size: int, detail: str) -> None:
+        amount = f"{format_size(done)} of {format_size(size)}"
+        self._bars.update(line, completed=done, total=size or None, amount=amount, detail=detail, bytes=True)
 
 
 class _RateColumn(ProgressColumn):
@@ -87,7 +83,7 @@ class _RateColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else format_rate(speed), style="progress.data.speed")
+        return Text(format_rate(speed) if speed and task.fields["bytes"] else "", style="progress.data.speed")
 
 
 def _not_read(skipped: int, zero: int) -> str:

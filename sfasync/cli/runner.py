@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import sys
@@ -12,7 +11,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-from .failures import Interrupted, describe
+from .failures import Interrupted
 from .logs import log_to
 from .output import Output
 
@@ -22,14 +21,12 @@ GRACE = 4.5
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SHOW_CURSOR = b"\x1b[?25h"
 
-log = logging.getLogger("sfasync")
-
 
 def perform(output: Output, work: Callable[[], Coroutine[Any, Any, int]]) -> int:
     """The exit code of a command that consists of `work()`; a failure is reported to `output`.
 
-    The first of SIGINT, SIGTERM and SIGHUP cancels the work, which then has `GRACE` seconds; the second ends the process
-    at once. Work that was finished by then counts as done.
+    The first of SIGINT, SIGTERM and SIGHUP cancels the work, which then has `GRACE` seconds; the second ends the
+    process at once. Work that was finished by then counts as done.
     """
     log_to(output)
     job = _Job(output)
@@ -37,10 +34,7 @@ def perform(output: Output, work: Callable[[], Coroutine[Any, Any, int]]) -> int
         try:
             return job.run(work)
         except BaseException as error:  # noqa: BLE001 - every way a command can end is told in one line
-            log.debug("the command failed", exc_info=error)
-            failure = describe(error)
-            output.failure(failure)
-            return failure.exit
+            return output.failure(error)
         finally:
             output.close_progress()
 
@@ -60,7 +54,6 @@ class _Job:
         Raises:
             Interrupted: A signal ended it.
         """
-        asyncio.set_event_loop(self._loop)
         try:
             self._task = self._loop.create_task(work())
             return self._loop.run_until_complete(self._task)

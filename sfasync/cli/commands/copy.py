@@ -1,0 +1,93 @@
+"""`sfasync copy`: one disk to another place, without a repository."""
+
+from __future__ import annotations
+
+import click
+
+from ...models import CopyResult, Limits
+from ...units import format_rate, format_seconds, format_size
+from .. import options
+from ..output import Output
+from ..runner import perform
+
+
+@click.command("copy")
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="DST")
+@click.option("--no-extents", is_flag=True, help="Do not ask the source what is zero; read everything.")
+@click.option(
+    "--flush/--no-flush",
+    default=True,
+    show_default=True,
+    help="Make the target durable before the copy counts as done.",
+)
+@click.option("--connections", type=click.IntRange(1, 16), metavar="N", help="Connections to each side, 1 to 16.")
+@click.option("--requests", type=click.IntRange(1, 256), metavar="N", help="Requests in flight on each, 1 to 256.")
+@click.option("--request-size", type=options.size, metavar="SIZE", help="Bytes of a request, a power of two.")
+@click.option("--destination-is-zero", is_flag=True, help="DST reads as zeros already: write no zeros.")
+@click.option("--synchronous", is_flag=True, help="One request at a time.")
+@options.memory
+@options.common
+def command(
+    output: Output,
+    source: str,
+    target: str,
+    no_extents: bool,
+    flush: bool,
+    connections: int | None,
+    requests: int | None,
+    request_size: int | None,
+    destination_is_zero: bool,
+    synchronous: bool,
+    memory: int,
+) -> int:
+    """Copy the disk SRC to DST: each an NBD URI, a file or a block device; DST also null:, which only reads.
+
+    A file is created or overwritten. Exit code 0 means that the copy is durable, unless --no-flush was given.
+    """
+    for end in (source, target):
+        if end == "-":
+            raise click.UsageError("'-' is not supported: name a file or an NBD URI ('./-' for a file called so)")
+    limits = Limits(memory=memory)
+
+    async def work() -> int:
+        from ...engine import Engine
+
+        async with Engine(limits=limits) as engine:
+            result = await engine.copy(
+                source,
+                target,
+                extents=not no_extents,
+                flush=flush,
+                connections=connections,
+                requests=requests,
+                request_size=request_size,
+                destination_is_zero=destination_is_zero,
+                synchronous=synchronous,
+                progress=output.job_progress(),
+            )
+        _report(output, result, flush)
+        return 0
+
+    return perform(output, work)
+
+
+def _report(output: Output, result: CopyResult, flush: bool) -> None:
+    output.close_progress()
+    if flush and not result.durable:
+        output.warning("the target does not offer to make bytes durable; its server decides when they are")
+    output.remark(
+        f"copied {format_size(result.size)}: read {format_size(result.bytes_read)}, "
+        f"zero {format_size(result.bytes_zero)} in {format_seconds(result.seconds)} "
+        f"({format_rate(result.size / result.seconds) if result.seconds else 'at once'})"
+    )
+    output.result(
+        "copy",
+        {
+            "size": result.size,
+            "bytes_read": result.bytes_read,
+            "bytes_zero": result.bytes_zero,
+            "durable": result.durable,
+            "seconds": round(result.seconds, 3),
+        },
+    )
