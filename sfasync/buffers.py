@@ -79,6 +79,7 @@ class BufferPool:
         budget: Bytes that slots may take together.
         in_use: Bytes in slots that are out.
         peak: Highest value of `in_use` so far.
+        idle: Bytes kept for reuse; with `in_use` never above the budget.
     """
 
     def __init__(self, budget: int) -> None:
@@ -86,7 +87,7 @@ class BufferPool:
         self.in_use = 0
         self.peak = 0
         self._idle: dict[int, list[mmap.mmap]] = {}
-        self._idle_bytes = 0
+        self.idle = 0
         self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
 
     async def acquire(self, length: int) -> Slot:
@@ -120,7 +121,7 @@ class BufferPool:
     def close(self) -> None:
         """Unmap idle memory. Slots that are still out are unmapped when they come back."""
         self._idle.clear()
-        self._idle_bytes = 0
+        self.idle = 0
 
     def _take(self, size: int) -> None:
         self.in_use += size
@@ -129,22 +130,22 @@ class BufferPool:
     def _memory(self, size: int) -> mmap.mmap:
         idle = self._idle.get(size)
         if idle:
-            self._idle_bytes -= size
+            self.idle -= size
             return idle.pop()
-        while self._idle_bytes and self.in_use + self._idle_bytes > self.budget:
+        while self.idle and self.in_use + self.idle > self.budget:
             self._drop_one()
         return mmap.mmap(-1, size)
 
     def _drop_one(self) -> None:
         size, memories = next((size, memories) for size, memories in self._idle.items() if memories)
         memories.pop()  # unmapped with its last view; closing would fail where a peer's library still holds one
-        self._idle_bytes -= size
+        self.idle -= size
 
     def _give_back(self, memory: mmap.mmap) -> None:
         size = len(memory)
         self.in_use -= size
         self._idle.setdefault(size, []).append(memory)
-        self._idle_bytes += size
+        self.idle += size
         self._admit()
 
     def _admit(self) -> None:

@@ -160,7 +160,8 @@ class _Cursor:
         self.start, self.end = 0, 0
 
     async def advance(self) -> None:
-        self.start, self.end = await anext(self._ranges, (_NOWHERE, _NOWHERE))
+        following = await anext(self._ranges, None)  # 3.11's anext fails with a tuple as its default
+        self.start, self.end = following or (_NOWHERE, _NOWHERE)
 
     async def skip_to(self, position: int) -> None:
         while self.end <= position:

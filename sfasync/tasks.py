@@ -64,7 +64,7 @@ async def finish(coroutine: Coroutine[Any, Any, _T], deadline: float) -> _T:
             interrupted = interrupted or cancellation
     timed_out = not task.done()
     if timed_out:
-        interrupted = await _cancel(task) or interrupted
+        interrupted = await cancelled(task) or interrupted
     if interrupted is not None:
         if not task.cancelled():
             task.exception()  # seen: the cancellation goes first
@@ -74,8 +74,12 @@ async def finish(coroutine: Coroutine[Any, Any, _T], deadline: float) -> _T:
     return task.result()
 
 
-async def _cancel(task: asyncio.Future[Any]) -> asyncio.CancelledError | None:
-    """Cancel a task and wait for its end; a cancellation of the caller meanwhile is returned, to be raised later."""
+async def cancelled(task: asyncio.Future[Any]) -> asyncio.CancelledError | None:
+    """Cancel a task, if it runs still, and wait for its end.
+
+    Returns:
+        A cancellation of the caller that arrived meanwhile and should be raised once everything is cleaned up.
+    """
     interrupted: asyncio.CancelledError | None = None
     task.cancel()
     while not task.done():

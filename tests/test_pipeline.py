@@ -1,0 +1,141 @@
+"""What a plan says is done, once, within the budget; failures and cancellation leave nothing behind."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import pytest
+
+from sfasync.buffers import BufferPool
+from sfasync.errors import SourceError, TargetError
+from sfasync.extents import Step, chunks, pieces
+from sfasync.models import Extent
+from sfasync.pipeline import transfer
+from sfasync.progress import Meter
+from sfasync.throttle import Throttle, ThrottledSource
+from tests.support.memory import MemoryDisk
+
+CHUNK = 16384
+
+
+def content(size: int, seed: int = 1) -> bytes:
+    rng = random.Random(seed)
+    blocks = (rng.randbytes(4096) if rng.random() < 0.5 else bytes(4096) for _ in range(-(-size // 4096)))
+    return b"".join(blocks)[:size]
+
+
+async def run(source: MemoryDisk, sink: MemoryDisk, pool: BufferPool, *, lanes: int = 8) -> Meter:
+    meter = Meter("vda", source.size)
+    async with aclosing(pieces(source.extents(), size=source.size, piece=CHUNK, alignment=512)) as plan:
+        await transfer(plan, source, sink, pool=pool, lanes=lanes, meter=meter)
+    return meter
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 4096, CHUNK - 1, CHUNK + 1, 40 * CHUNK + 512])
+async def test_copies_every_byte(size: int) -> None:
+    source, sink = MemoryDisk(content(size)), MemoryDisk(b"\xff" * size)
+    pool = BufferPool(4 * CHUNK)
+    meter = await run(source, sink, pool)
+    assert sink.content == source.content
+    assert meter.read + meter.zero == size == meter.progress().done
+    assert pool.in_use == 0
+    assert pool.peak <= pool.budget
+
+
+async def test_zeros_inside_a_chunk_are_filled_and_not_read() -> None:
+    source, sink = MemoryDisk(content(20 * CHUNK)), MemoryDisk(b"\xff" * 20 * CHUNK)
+    pool = BufferPool(4 * CHUNK)
+    meter = Meter("vda", source.size)
+    async with aclosing(chunks(source.extents(), size=source.size, chunk=CHUNK, alignment=512)) as plan:
+        await transfer(plan, source, sink, pool=pool, lanes=4, meter=meter)
+    assert sink.content == source.content
+    data = [e async for e in source.extents() if not e.zero]
+    assert meter.read == sum(extent.length for extent in data) == sum(length for _, length in source.reads)
+
+
+class KeepingDisk(MemoryDisk):
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.kept: list[tuple[int, int]] = []
+
+    async def keep(self, offset: int, length: int) -> None:
+        self.kept.append((offset, length))
+
+
+async def changed(*extents: Extent) -> AsyncIterator[Extent]:
+    for extent in extents:
+        yield extent
+
+
+async def test_kept_ranges_are_not_read() -> None:
+    source = MemoryDisk(b"n" * 4 * CHUNK)
+    sink = KeepingDisk(b"o" * 4 * CHUNK)
+    plan = chunks(
+        source.extents(),
+        size=source.size,
+        chunk=CHUNK,
+        alignment=1,
+        changed=changed(Extent(CHUNK + 5, 1)),
+        parent_size=source.size,
+    )
+    meter = Meter("vda", source.size)
+    async with aclosing(plan):
+        await transfer(plan, source, sink, pool=BufferPool(CHUNK), lanes=2, meter=meter)
+    assert sink.content == b"o" * CHUNK + b"n" * CHUNK + b"o" * 2 * CHUNK
+    assert (meter.read, meter.skipped) == (CHUNK, 3 * CHUNK)
+
+
+@pytest.mark.parametrize("side", ["source", "sink"])
+async def test_a_failure_names_the_disk_and_gives_everything_back(side: str) -> None:
+    source, sink = MemoryDisk(b"x" * 40 * CHUNK), MemoryDisk(bytes(40 * CHUNK))
+    (source if side == "source" else sink).bad.add(17 * CHUNK + 3)
+    pool = BufferPool(8 * CHUNK)
+    with pytest.raises(SourceError if side == "source" else TargetError) as caught:
+        await run(source, sink, pool)
+    assert (caught.value.disk, caught.value.offset) == ("vda", 17 * CHUNK)
+    assert pool.in_use == 0
+
+
+async def test_a_failing_plan_ends_the_transfer() -> None:
+    async def broken() -> AsyncIterator[Step]:
+        raise SourceError("no map")
+        yield
+
+    disk = MemoryDisk(b"")
+    with pytest.raises(SourceError, match="no map"):
+        await transfer(broken(), disk, disk, pool=BufferPool(4096), lanes=3, meter=Meter("vda", 0))
+
+
+@pytest.mark.parametrize("side", ["source", "sink"])
+async def test_cancelling_gives_everything_back(side: str) -> None:
+    source, sink = MemoryDisk(b"x" * 40 * CHUNK), MemoryDisk(bytes(40 * CHUNK))
+    (source if side == "source" else sink).gate.clear()
+    pool = BufferPool(8 * CHUNK)
+    task = asyncio.create_task(run(source, sink, pool))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert pool.in_use == pool.budget
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert pool.in_use == 0
+
+
+async def test_two_disks_share_one_pool_to_the_end() -> None:
+    pool = BufferPool(2 * CHUNK)
+    disks = [(MemoryDisk(content(30 * CHUNK, seed)), MemoryDisk(bytes(30 * CHUNK))) for seed in range(3)]
+    await asyncio.gather(*(run(source, sink, pool, lanes=16) for source, sink in disks))
+    assert all(source.content == sink.content for source, sink in disks)
+    assert pool.peak <= pool.budget
+
+
+async def test_a_throttle_lets_no_more_through_than_its_rate() -> None:
+    loop = asyncio.get_running_loop()
+    source = ThrottledSource(MemoryDisk(b"x" * 10 * CHUNK), Throttle(100 * CHUNK))
+    sink = MemoryDisk(bytes(source.size))
+    began = loop.time()
+    async with aclosing(pieces(source.extents(), size=source.size, piece=CHUNK, alignment=1)) as plan:
+        await transfer(plan, source, sink, pool=BufferPool(4 * CHUNK), lanes=4, meter=Meter("vda", source.size))
+    assert loop.time() - began >= 0.09  # ten pieces at a hundred a second, the first at once
+    assert bytes(sink.content) == b"x" * 10 * CHUNK
