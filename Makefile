@@ -1,0 +1,65 @@
+# Everything a fresh Debian with git and Python needs is set up by the targets themselves: start with `make demo` or `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+SETUP = $(VENV)/setup.stamp
+
+.PHONY: help setup demo test test-all lint bench fuzz docs constraints packages
+
+help:
+	@echo "make demo        show the main job on real servers, in about a minute"
+	@echo "make test        run the tests; ARGS='-k name' goes to pytest"
+	@echo "make test-all    run them on every supported Python that is installed"
+	@echo "make lint        style and types"
+	@echo "make fuzz        property tests with many more examples"
+	@echo "make bench       against nbdcopy and restic; ARGS='--size 4G'"
+	@echo "make docs        write the generated pages again"
+	@echo "make setup       only prepare $(VENV); PYTHON=python3.12 chooses the interpreter"
+
+packages:
+	@PYTHON=$(PYTHON) scripts/system-packages
+
+setup: $(SETUP)
+
+# The stamp is newer than what it was made from, or the environment is brought up to date.
+$(SETUP): pyproject.toml constraints.txt Makefile | packages
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than Python 3.11; try: make setup PYTHON=python3.11" >&2; exit 1; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--group test --group lint --editable .
+	@touch $@
+
+demo: packages setup
+	@$(BIN)/sfasync demo
+
+test: packages setup
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-all:
+	@PYTHON=$(PYTHON) scripts/test-all $(ARGS)
+
+lint: setup
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+fuzz: packages setup
+	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=fuzz --timeout=0 $(ARGS)
+
+bench: packages setup
+	@scripts/system-packages bench
+	@$(BIN)/python -m bench $(ARGS)
+
+docs: setup
+	@for script in scripts/docs-*; do $(BIN)/python $$script; done
+
+# Pins for every supported Python at once; no file records where packages are downloaded from.
+constraints: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-annotate \
+		--custom-compile-command 'make constraints' --output-file constraints.txt \
+		--group pyproject.toml:test --group pyproject.toml:lint --group pyproject.toml:bench pyproject.toml

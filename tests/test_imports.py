@@ -1,0 +1,125 @@
+"""Imports point one way, and importing is cheap (docs/design.md, "Layout")."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sfasync
+
+PACKAGE = Path(sfasync.__file__).parent
+
+# From the inside out; a part imports its own ring and those before it. A new module has to be placed here.
+RINGS = (
+    {
+        *("_version", "buffers", "errors", "extents", "files", "interfaces", "models", "nbd", "progress", "retry"),
+        *("tasks", "throttle", "units", "workers"),
+    },
+    {"pipeline", "platform", "store", "transport"},
+    {"backup", "copying", "endpoints", "engine", "jobs", "qcow2", "restore", "targets"},
+    {"__init__", "__main__", "cli"},
+)
+RING = {part: number for number, ring in enumerate(RINGS) for part in ring}
+APART = RINGS[1]  # the engine joins these; they do not know each other
+PURE = {"asyncio", "selectors", "socket", "ssl", "threading", "time", "uvloop"}  # not for the protocol
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Dotted name below the package, and file, of every module."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        yield (name.removesuffix(".__init__"), path)
+
+
+def imports(name: str, path: Path) -> Iterator[str]:
+    """What a module imports, wherever in it: ``asyncio``, or ``sfasync.store.packs`` for its own package."""
+    package = ["sfasync", *name.split(".")]
+    if path.name != "__init__.py" or name == "__init__":
+        package.pop()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            # `from . import files` names a module, `from .files import publish` something in one.
+            yield from (f"{origin}.{alias.name}" for alias in node.names) if node.module is None else (origin,)
+
+
+def part(name: str) -> str:
+    """The part of the package that a module belongs to: its first component."""
+    return name.split(".")[0]
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()), ids=[name for name, _ in modules()])
+def test_direction(name: str, path: Path) -> None:
+    own = part(name)
+    assert own in RING, f"place {own} in RINGS"
+    for imported in imports(name, path):
+        if not imported.startswith("sfasync."):
+            continue
+        other = part(imported.removeprefix("sfasync."))
+        if other.startswith("_") or other not in RING:  # a name that `sfasync` itself offers
+            other = "__init__" if other != "_version" else other
+        assert RING[other] <= RING[own], f"{name} imports {imported}, which is farther out"
+        assert other == own or not {own, other} <= APART, f"{name} imports {imported}: the engine joins them"
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [(name, path) for name, path in modules() if part(name) == "nbd"],
+    ids=[name for name, _ in modules() if part(name) == "nbd"],
+)
+def test_the_protocol_is_pure(name: str, path: Path) -> None:
+    found = {imported.split(".")[0] for imported in imports(name, path)}
+    assert not found & PURE, "the protocol has no socket, clock or loop"
+    inner = {"nbd", "errors", "models", "extents", "units"}
+    ours = {part(imported.removeprefix("sfasync.")) for imported in imports(name, path) if "sfasync." in imported}
+    assert ours <= inner
+
+
+def loaded_by(*command: str) -> set[str]:
+    """Top-level modules that are loaded when a Python process has run `command`."""
+    script = (
+        "import atexit, json, os, sys\n"
+        "leave = os._exit\n"
+        "def report(): sys.stderr.write('\\n' + json.dumps(sorted(sys.modules)) + '\\n')\n"
+        # The command ends past atexit.
+        "os._exit = lambda status: (report(), sys.stderr.flush(), leave(status))\n"
+        "atexit.register(report)\n" + "\n".join(command)
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
+    )
+    assert result.returncode == 0, result.stderr
+    return set(json.loads(result.stderr.splitlines()[-1]))
+
+
+def test_version_is_answered_before_anything_is_loaded() -> None:
+    loaded = loaded_by("sys.argv = ['sfasync', '--version']", "from sfasync.__main__ import main", "main()")
+    assert not loaded & {"asyncio", "click", "msgspec", "rich", "sfasync.cli", "sfasync.engine", "uvloop"}
+
+
+def test_importing_the_package_is_cheap() -> None:
+    loaded = loaded_by("import sfasync")
+    ours = {name for name in loaded if name.startswith("sfasync")}
+    assert ours == {"sfasync", "sfasync._version"}
+    assert not loaded & {"asyncio", "blake3", "dataclasses", "msgspec", "sqlite3", "ssl"}
+
+
+def test_copy_loads_what_it_needs(tmp_path: Path) -> None:
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.write_bytes(b"disk" * 1024)
+    loaded = loaded_by(
+        f"sys.argv = ['sfasync', 'copy', {str(source)!r}, {str(target)!r}]",
+        "from sfasync.__main__ import main",
+        "main()",
+    )
+    assert target.read_bytes() == source.read_bytes()
+    assert not loaded & {"anyio", "blake3", "cryptography", "httpx", "rich", "sqlite3"}
