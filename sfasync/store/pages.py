@@ -1,0 +1,221 @@
+"""The page tree of a disk: building it from chunks that finish in any order, and reading it.
+
+A page holds the digests of up to 128 children and is itself a node of the content tree; it is stored as a blob of kind
+PAGE under its digest. A node of zeros has no page. Neither side ever holds more than a window of pages.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+from ..errors import StateError
+from .tree import DIGEST, FANOUT, ZERO, Geometry, page_digest, runs, split_page
+
+MAX_OPEN = 4096
+"""Pages of one disk under construction at once: 16 MiB of digests, for 512 GiB of 1 MiB chunks in any order."""
+
+_CACHED = 64
+_ZERO_PAGE = bytes(DIGEST * FANOUT)
+
+Digests = Callable[[int, int], bytes | None]
+
+
+class _Page:
+    """A page under construction."""
+
+    __slots__ = ("digests", "filled")
+
+    def __init__(self, children: int) -> None:
+        self.digests = bytearray(children * DIGEST)
+        self.filled = 0  # a bit for each child
+
+    def fill(self, slot: int, digest: bytes) -> None:
+        if self.filled >> slot & 1:
+            raise StateError("a range of the disk was written twice")
+        self.filled |= 1 << slot
+        self.digests[slot * DIGEST : (slot + 1) * DIGEST] = digest
+
+    @property
+    def complete(self) -> bool:
+        return self.filled == (1 << len(self.digests) // DIGEST) - 1
+
+
+class PageBuilder:
+    """Builds the page tree of a disk. Not for several threads at once.
+
+    Args:
+        geometry: Of the disk.
+        store: Called with each page that is complete, and its digest.
+    """
+
+    def __init__(self, geometry: Geometry, store: Callable[[bytes, bytes], None]) -> None:
+        self._geometry = geometry
+        self._depth = geometry.depth
+        self._store = store
+        self._open: dict[tuple[int, int], _Page] = {}
+        self._root: bytes | None = None if geometry.size else ZERO
+
+    def put(self, index: int, digest: bytes) -> None:
+        """The digest of a chunk.
+
+        Raises:
+            StateError: It has one already, or chunks finish too far apart.
+        """
+        self._set(0, index, digest)
+
+    def put_zeros(self, first: int, count: int) -> None:
+        """Chunks of zeros; takes no longer for many than for few."""
+        self._set_range(0, first, first + count, lambda level, index: ZERO)
+
+    def put_kept(self, first: int, count: int, parent: TreeReader) -> None:
+        """Chunks taken over from another disk: whole pages as they are, without reading what is below them.
+
+        Raises:
+            StateError: As `put`; or a chunk has another length there.
+            IntegrityError: A page of the parent is lost.
+        """
+
+        def digest(level: int, index: int) -> bytes | None:
+            if parent.geometry.length(level, index) == self._geometry.length(level, index):
+                return parent.digest(level, index)
+            if level == 0:
+                raise StateError(f"chunk {index} cannot be kept: it has another length in the parent")
+            return None
+
+        self._set_range(0, first, first + count, digest)
+
+    def root(self) -> bytes:
+        """The root of the tree.
+
+        Raises:
+            StateError: Some chunk has no digest.
+        """
+        if self._root is None or self._open:
+            raise StateError("the disk was not written completely")
+        return self._root
+
+    def _set_range(self, level: int, first: int, end: int, digests: Digests) -> None:
+        """Set adjacent nodes of a level, as whole pages where they make up whole pages."""
+        if level == self._depth:
+            self._set_from(level, first, digests)
+            return
+        above = -(-first // FANOUT)
+        above_end = end // FANOUT if end < self._geometry.count(level) else self._geometry.count(level + 1)
+        if above >= above_end:
+            self._set_each(level, first, end, digests)
+            return
+        self._set_each(level, first, above * FANOUT, digests)
+        self._set_range(level + 1, above, above_end, digests)
+        self._set_each(level, above_end * FANOUT, end, digests)
+
+    def _set_each(self, level: int, first: int, end: int, digests: Digests) -> None:
+        for index in range(first, end):
+            self._set_from(level, index, digests)
+
+    def _set_from(self, level: int, index: int, digests: Digests) -> None:
+        """Set one node; where it has no digest of its own, the nodes below it."""
+        digest = digests(level, index)
+        if digest is not None:
+            self._set(level, index, digest)
+            return
+        first = index * FANOUT
+        self._set_each(level - 1, first, first + self._geometry.children(level, index), digests)
+
+    def _set(self, level: int, index: int, digest: bytes) -> None:
+        """Set a node, and every page that it completes."""
+        if level == self._depth:
+            if self._root is not None:
+                raise StateError("a range of the disk was written twice")
+            self._root = digest
+            return
+        number, slot = divmod(index, FANOUT)
+        place = (level + 1, number)
+        page = self._open.get(place)
+        if page is None:
+            if len(self._open) >= MAX_OPEN:
+                raise StateError("the disk is written in too many places at once")
+            page = self._open[place] = _Page(self._geometry.children(*place))
+        page.fill(slot, digest)
+        if page.complete:
+            del self._open[place]
+            digests = bytes(page.digests)
+            above = page_digest(digests)
+            if above != ZERO:
+                self._store(digests, above)
+            self._set(*place, above)
+
+
+class TreeReader:
+    """Reads the page tree of a disk. Calls block; any thread may make them.
+
+    Args:
+        geometry: Of the disk.
+        root: Its root digest.
+        load: Gives the page of a digest and a length in bytes, checked.
+    """
+
+    def __init__(self, geometry: Geometry, root: bytes, load: Callable[[bytes, int], bytes]) -> None:
+        self.geometry = geometry
+        self._root = root
+        self._depth = geometry.depth
+        self._load = load
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+
+    def digest(self, level: int, index: int) -> bytes:
+        """The digest of a node; level 0 are the chunks.
+
+        Raises:
+            IntegrityError: A page above it is lost or damaged.
+        """
+        if level == self._depth:
+            return self._root
+        number, slot = divmod(index, FANOUT)
+        return self._page(level + 1, number)[slot * DIGEST : (slot + 1) * DIGEST]
+
+    def runs(self, first: int, end: int) -> Iterator[tuple[bool, int]]:
+        """Chunks from `first` to before `end`, as runs: (whether zero, how many). Neighbours may say the same.
+
+        Reads no page of zeros: the time depends on the data, not on the size.
+        """
+        while first < end:
+            level, index = self._highest(first)
+            if level > 0:
+                stop = min(end, (index + 1) * FANOUT**level)
+                yield True, stop - first
+            else:
+                number, slot = divmod(first, FANOUT)
+                stop = min(end, (number + 1) * FANOUT)
+                yield from runs(self._siblings(number)[slot : slot + stop - first])
+            first = stop
+
+    def _highest(self, chunk: int) -> tuple[int, int]:
+        """Level and index of the highest node of zeros over a chunk that has pages below it; or the chunk itself."""
+        for level in range(self._depth, 0, -1):
+            index = chunk // FANOUT**level
+            if self.digest(level, index) == ZERO:
+                return level, index
+        return 0, chunk
+
+    def _siblings(self, number: int) -> list[bytes]:
+        """The digests of the chunks in a page; of the only chunk, where there is no page."""
+        return split_page(self._page(1, number)) if self._depth else [self._root]
+
+    def _page(self, level: int, index: int) -> bytes:
+        place = (level, index)
+        with self._lock:
+            page = self._cache.get(place)
+            if page is not None:
+                self._cache.move_to_end(place)
+                return page
+        digest = self.digest(level, index)
+        if digest == ZERO:
+            return _ZERO_PAGE
+        page = self._load(digest, self.geometry.children(level, index) * DIGEST)
+        with self._lock:
+            self._cache[place] = page
+            if len(self._cache) > _CACHED:
+                self._cache.popitem(last=False)
+        return page

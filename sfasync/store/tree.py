@@ -1,0 +1,139 @@
+"""The content tree: digests that depend on the bytes of a disk alone, not on chunk size, key or repository.
+
+::
+
+    leaf   BLAKE3, context "leaf", of 256 KiB of the disk; the last one may be shorter
+    node   BLAKE3, context "node", of the digests of its two children
+    zero   32 zero bytes, for a leaf of zeros and for a node over two zeros
+
+    a   b   c   d   e          five leaves
+     ab      cd     e          pairs level by level; an odd last one moves up as it is
+        abcd        e
+            abcde              the root
+
+A chunk and a page of 128 digests each cover an aligned power of two of leaves: their digests are nodes of this tree.
+
+Zeros of different lengths have one digest, therefore so have ``0c`` and ``00c``: a digest names a content only together
+with its length. Whoever looks a blob up knows the length from the geometry of the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from ..interfaces import Buffer
+from ..units import KiB, MiB
+
+LEAF = 256 * KiB
+FANOUT = 128
+DIGEST = 32
+ZERO = bytes(DIGEST)
+CHUNK_SIZES = (256 * KiB, 512 * KiB, MiB, 2 * MiB, 4 * MiB)
+
+LEAF_CONTEXT = "sfasync 1 leaf"
+NODE_CONTEXT = "sfasync 1 node"
+DISK_CONTEXT = "sfasync 1 disk"
+
+_ZEROS = bytes(CHUNK_SIZES[-1])
+
+
+def is_zero(view: memoryview) -> bool:
+    """Whether all bytes are zero; at most 4 MiB. One memcmp, no copy: 14 µs for 1 MiB of zeros, at once for others."""
+    return _ZEROS.startswith(view)
+
+
+def content_digest(data: Buffer) -> bytes:
+    """The digest of a chunk or a file: the root of the tree over its leaves. 32 µs for each leaf, GIL released."""
+    view = memoryview(data)
+    return join([_leaf_digest(view[start : start + LEAF]) for start in range(0, len(view), LEAF)])
+
+
+def page_digest(page: Buffer) -> bytes:
+    """The digest of a page: the root of the tree over the digests it holds."""
+    return join(split_page(page))
+
+
+def split_page(page: Buffer) -> list[bytes]:
+    """The digests in a page."""
+    return [bytes(page[start : start + DIGEST]) for start in range(0, len(page), DIGEST)]
+
+
+def disk_digest(size: int, root: bytes) -> bytes:
+    """The tree digest of a disk: the one proof of its content, size included."""
+    return blake3(size.to_bytes(8, "little") + root, derive_key_context=DISK_CONTEXT).digest()
+
+
+def join(digests: Sequence[bytes]) -> bytes:
+    """The root over adjacent nodes of one level; of none at all, zero."""
+    level = list(digests)
+    while len(level) > 1:
+        pairs = [_node_digest(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
+        level = pairs + level[len(pairs) * 2 :]
+    return level[0] if level else ZERO
+
+
+def _leaf_digest(view: memoryview) -> bytes:
+    return ZERO if is_zero(view) else blake3(view, derive_key_context=LEAF_CONTEXT).digest()
+
+
+def _node_digest(left: bytes, right: bytes) -> bytes:
+    if left == ZERO and right == ZERO:
+        return ZERO
+    return blake3(left + right, derive_key_context=NODE_CONTEXT).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How a disk is cut into chunks, and their digests into pages.
+
+    Level 0 are the chunks; a node of level n+1 is a page of up to 128 nodes of level n. The lowest level with one node
+    is the root's; a disk of one chunk has no page.
+
+    Attributes:
+        size: Bytes of the disk.
+        chunk_size: Bytes of a chunk; the last one may be shorter.
+    """
+
+    size: int
+    chunk_size: int
+
+    @property
+    def depth(self) -> int:
+        """The level of the root."""
+        level = 0
+        while self.count(level) > 1:
+            level += 1
+        return level
+
+    def span(self, level: int) -> int:
+        """Bytes of the disk under a node that is not the last of its level."""
+        return int(self.chunk_size * FANOUT**level)
+
+    def count(self, level: int) -> int:
+        """Nodes on a level."""
+        return -(-self.size // self.span(level))
+
+    def length(self, level: int, index: int) -> int:
+        """Bytes of the disk under a node."""
+        span = self.span(level)
+        return min(span, self.size - index * span)
+
+    def children(self, level: int, index: int) -> int:
+        """Digests in a page; `level` is at least 1."""
+        return min(FANOUT, self.count(level - 1) - index * FANOUT)
+
+
+def runs(digests: Iterable[bytes]) -> Iterable[tuple[bool, int]]:
+    """Runs of zero and of other digests: (whether zero, how many)."""
+    zero, count = False, 0
+    for digest in digests:
+        if count and zero != (digest == ZERO):
+            yield zero, count
+            count = 0
+        zero = digest == ZERO
+        count += 1
+    if count:
+        yield zero, count
