@@ -1,0 +1,1 @@
+"""Tests of the commands, each run as a process of its own against real servers."""
