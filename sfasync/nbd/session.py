@@ -92,6 +92,14 @@ class Command:
         self.coverage: Coverage | None = None
         self.chunks = 0
 
+    def fail(self, error: SfasyncError) -> None:
+        """End with an error of its own that says what `error` says: each waiter gets its own traceback."""
+        own = type(error)(str(error), offset=self.offset, length=self.length)
+        own.__cause__ = error.__cause__
+        self.error = own
+        self.state = State.FAILED
+        self.buffer = None
+
     def __repr__(self) -> str:
         return f"<{const.COMMAND_NAMES[self.kind]} of {self.length} bytes at {self.offset}, {self.state.value}>"
 
@@ -165,8 +173,12 @@ class Session:
 
         Gives all commands that `received` has not given yet, finished ones first.
         """
-        for command in list(self.in_flight.values()):
-            self._finish(command, _about(error, command))
+        for command in self.in_flight.values():
+            if command.state is State.SENT:
+                command.fail(error)
+                self._finished.append(command)
+        self.in_flight.clear()
+        self.abandoned = 0
         self._current = None
         self._target = self._staging
         self._missing = 0
@@ -352,8 +364,8 @@ class Session:
             if command.kind == const.CMD_READ:
                 if command.coverage is None or not command.coverage.covers(0, command.length):
                     raise self._violation(f"the reply to {command!r} ends before all bytes came")
-            elif command.kind == const.CMD_BLOCK_STATUS and not command.status:
-                raise self._violation(f"the reply to {command!r} ends without any status")
+            elif command.kind == const.CMD_BLOCK_STATUS and len(command.status or ()) < len(self._contexts):
+                raise self._violation(f"the reply to {command!r} ends before all metadata contexts came")
         self._finish(command, command.error)
 
     # --- payloads ---
@@ -419,10 +431,3 @@ class Session:
 
     def _violation(self, what: str) -> RemoteProtocolError:
         return RemoteProtocolError(f"{self._peer}: {what}")
-
-
-def _about(error: SfasyncError, command: Command) -> SfasyncError:
-    """The end of a connection as the error of one command: each waiter gets its own, with its own traceback."""
-    own = type(error)(str(error), offset=command.offset, length=command.length)
-    own.__cause__ = error.__cause__
-    return own

@@ -18,6 +18,7 @@ What is not understood is refused: a parameter that was meant to make a connecti
 
 from __future__ import annotations
 
+import os.path
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,7 +38,7 @@ _PARAMETERS = ("socket", *_TLS_PARAMETERS)
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
-def parse_uri(text: str, *, is_file: Callable[[Path], bool] = Path.is_file) -> ExportAddress:
+def parse_uri(text: str, *, is_file: Callable[[Path], bool] = os.path.isfile) -> ExportAddress:
     """The address that a URI names.
 
     Args:

@@ -1,0 +1,311 @@
+"""One connection to one export: requests in, callbacks out.
+
+There are no tasks here. Whoever submits a command gives a callback, which runs on the loop when the command is finished
+and its memory is free; it may submit the next one. Requests that are submitted while bytes are being received leave
+together, in one write.
+
+A payload is handed to the transport in one step and only when the transport holds nothing, so at most one payload is in
+it at any time (`_leaving`), and a cancelled write never leaves half a request behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from ..errors import ConnectionLostError, DeadlineError, SfasyncError, printable
+from ..models import ExportAddress, Timeouts
+from ..nbd import const, wire
+from ..nbd.handshake import ExportInfo, opening
+from ..nbd.session import Command, Session, State
+from .negotiation import negotiate
+from .stream import Stream
+
+_logger = logging.getLogger(__name__)
+
+_MAX_ABANDONED: Final = 32
+_ABANDONED_STALL: Final = 5.0
+"""Seconds without progress after which an abandoned request costs the connection."""
+
+_LEAVE: Final = 1.0
+"""Seconds that the payload of a cancelled write may take to leave."""
+
+_JOINED_PAYLOAD: Final = 16 << 10
+"""Up to this many bytes a payload is copied behind its header: cheaper than a second call of the system."""
+
+OnDone = Callable[[Command], None]
+
+
+class Connection:
+    """A connection in its transmission phase; made by `Connection.open`. Belongs to one event loop.
+
+    Attributes:
+        info: What the server said of the export.
+        failure: Why the connection is dead; None while it lives.
+    """
+
+    @classmethod
+    async def open(
+        cls,
+        address: ExportAddress,
+        *,
+        context: ssl.SSLContext | None,
+        contexts: Sequence[str],
+        requests: int,
+        timeouts: Timeouts,
+    ) -> Connection:
+        """Connect to an export. Cancelling leaves nothing behind.
+
+        Args:
+            address: The server and the export.
+            context: What TLS believes; None for a plain address.
+            contexts: Metadata contexts to ask for.
+            requests: Most requests in flight.
+            timeouts: Budgets of connecting, and of the connection later.
+
+        Raises:
+            NbdError, TlsError: As `negotiate`.
+        """
+        peer = printable(address.peer)
+        handshake = opening(peer, tls=address.tls is not None, export=address.export, contexts=contexts)
+        stream, info = await negotiate(address, handshake, context=context, timeout=timeouts.connect)
+        name = f"{peer} export {printable(address.export)!r}" if address.export else peer
+        return cls(stream, info, name=name, requests=requests, timeouts=timeouts)
+
+    def __init__(self, stream: Stream, info: ExportInfo, *, name: str, requests: int, timeouts: Timeouts) -> None:
+        self.info = info
+        self.failure: SfasyncError | None = None
+        self._name = name
+        self._requests = requests
+        self._timeouts = timeouts
+        self._loop = asyncio.get_running_loop()
+        self._session = Session(name, structured=info.structured, contexts=info.contexts)
+        self._stream = stream
+        self._closed: asyncio.Future[None] = self._loop.create_future()
+        self._closing = False
+
+        self._queue: deque[Command] = deque()
+        self._corked = False  # more may be submitted before this turn of the loop ends
+        self._leaving: Command | None = None  # the write whose payload the transport holds
+        self._answered: Command | None = None  # the same, if its reply came before its payload had left
+
+        self._progress = self._loop.time()  # when a byte last came or left
+        self._unsent = 0
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._leave_timer: asyncio.TimerHandle | None = None
+        stream.receiver = self
+        if stream.ended:  # between the end of the handshake and now
+            self.lost(None)
+
+    def __repr__(self) -> str:
+        state = "dead" if self.failure else "closing" if self._closing else "open"
+        return (
+            f"<Connection {self._name}, {state}, {len(self._session.in_flight)} in flight, {len(self._queue)} queued>"
+        )
+
+    @property
+    def alive(self) -> bool:
+        return self.failure is None and not self._closing and not self._stream.ended
+
+    @property
+    def load(self) -> int:
+        """Requests queued and in flight."""
+        return len(self._queue) + len(self._session.in_flight)
+
+    # --- requests ---
+
+    def submit(self, command: Command, on_done: OnDone) -> None:
+        """Queue a command; it is sent at once when there is room.
+
+        Args:
+            command: A new command; its memory belongs to the connection until `on_done` is called.
+            on_done: Called on the loop exactly once, later, with the command DONE, FAILED or ABANDONED. Must not raise.
+
+        Raises:
+            SfasyncError: The connection is not open, for this reason; the command was not taken.
+        """
+        if not self.alive:
+            failure = self.failure or ConnectionLostError(f"{self._name}: the connection is closed")
+            raise type(failure)(str(failure), offset=command.offset, length=command.length)
+        command.on_done = on_done
+        self._queue.append(command)
+        if not self._corked:
+            self._pump()
+
+    def abandon(self, command: Command) -> None:
+        """Stop waiting for a command. Its callback is called when its memory is free: for all but a write at once.
+
+        A write whose payload is on its way out keeps its memory until that has left, or for a second, after which the
+        connection is aborted: half a request cannot be taken back.
+        """
+        if command.on_done is None or command.state is State.ABANDONED:
+            return
+        if command.state is State.QUEUED:
+            self._queue.remove(command)
+            command.state = State.ABANDONED
+            command.buffer = None
+        elif command.state is State.SENT:
+            self._session.abandon(command)
+        if command is self._leaving:
+            if self._leave_timer is None:
+                self._leave_timer = self._loop.call_later(_LEAVE, self._leave_late)
+            return
+        if command.state is State.ABANDONED:
+            self._tell(command)
+        if self._session.abandoned > _MAX_ABANDONED:
+            self.abort(DeadlineError(f"{self._name}: more than {_MAX_ABANDONED} abandoned requests are unanswered"))
+
+    # --- the end ---
+
+    async def aclose(self) -> None:
+        """Say goodbye and close, within the time for that, then abort. Requests still under way fail. Idempotent.
+
+        Cancelling aborts.
+        """
+        if not self._closing:
+            self._closing = True
+            if not self._stream.paused:
+                self._stream.write(wire.encode_disconnect())
+            self._stream.close()
+        try:
+            await asyncio.wait([self._closed], timeout=self._timeouts.close)
+        finally:
+            self.abort()
+        await asyncio.wait([self._closed])
+
+    def abort(self, error: SfasyncError | None = None) -> None:
+        """End the connection now, without a word; its commands fail, with `error` if that is given. Idempotent."""
+        if not self._closed.done():
+            self._stream.abort(error or ConnectionLostError(f"{self._name}: the connection was aborted"))
+
+    # --- for the stream ---
+
+    def next_buffer(self) -> memoryview:
+        return self._session.next_buffer()
+
+    def received(self, count: int) -> None:
+        self._progress = self._loop.time()
+        finished = self._session.received(count)
+        if finished:
+            self._corked = True
+            for command in finished:
+                if command is self._leaving:
+                    self._answered = command
+                else:
+                    self._tell(command)
+            self._corked = False
+            if self._queue:
+                self._pump()
+
+    def secured(self) -> None:
+        raise AssertionError("TLS started outside of the handshake")
+
+    def resumed(self) -> None:
+        self._progress = self._loop.time()
+        self._let_go()
+        if not self._closing:
+            self._pump()
+
+    def lost(self, error: SfasyncError | None) -> None:
+        if self._closed.done():
+            return
+        self.failure = error or ConnectionLostError(
+            f"{self._name}: the connection was closed" + ("" if self._closing else " by the server")
+        )
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        failed = self._session.fail(self.failure)
+        self._let_go()
+        for command in failed:
+            self._tell(command)
+        while self._queue:
+            command = self._queue.popleft()
+            command.fail(self.failure)
+            self._tell(command)
+        self._closed.set_result(None)
+
+    # --- inside ---
+
+    def _pump(self) -> None:
+        """Send what is queued, as far as the depth and the transport allow; small things go out in one write."""
+        session, stream = self._session, self._stream
+        now = self._loop.time()
+        headers: list[bytes] = []
+        while self._queue and len(session.in_flight) < self._requests and not stream.paused:
+            command = self._queue.popleft()
+            command.sent_at = now
+            headers.append(session.request(command))
+            if command.kind != const.CMD_WRITE:
+                continue
+            assert command.buffer is not None, "a write without data"
+            if command.length <= _JOINED_PAYLOAD:
+                headers.append(bytes(command.buffer))
+                continue
+            stream.write(b"".join(headers), command.buffer)
+            headers.clear()
+            if stream.paused:
+                self._leaving = command
+        if headers:
+            stream.write(b"".join(headers))
+        if self._watchdog is None and session.in_flight:
+            self._watchdog = self._loop.call_later(self._watch_interval, self._watch)
+
+    def _let_go(self) -> None:
+        """The transport holds nothing any more, or is gone: the payload that was in it is free."""
+        command, self._leaving = self._leaving, None
+        answered, self._answered = self._answered, None
+        if self._leave_timer is not None:
+            self._leave_timer.cancel()
+            self._leave_timer = None
+        if command is not None and (answered is not None or command.state is State.ABANDONED):
+            self._tell(command)
+
+    def _tell(self, command: Command) -> None:
+        on_done, command.on_done = command.on_done, None
+        if on_done is None:
+            return
+        try:
+            on_done(command)
+        except Exception:
+            _logger.exception("%s: a callback failed", self._name)
+
+    def _leave_late(self) -> None:
+        self._leave_timer = None
+        self.abort(DeadlineError(f"{self._name}: the data of a cancelled write did not leave within {_LEAVE:g} s"))
+
+    # --- deadlines ---
+
+    @property
+    def _watch_interval(self) -> float:
+        return min(1.0, self._timeouts.stall / 4, self._timeouts.request / 4)
+
+    def _watch(self) -> None:
+        """Look after the requests in flight; one timer for all of them, running only while there are some."""
+        self._watchdog = None
+        in_flight = self._session.in_flight
+        oldest = next(iter(in_flight.values()), None)
+        if oldest is None:
+            return
+        now = self._loop.time()
+        unsent = self._stream.unsent
+        if unsent != self._unsent:
+            self._unsent, self._progress = unsent, now
+        late = self._late(now - max(self._progress, oldest.sent_at), now - oldest.sent_at)
+        if late is not None:
+            self.abort(DeadlineError(f"{self._name}: {late}; {len(in_flight)} requests were in flight"))
+        else:
+            self._watchdog = self._loop.call_later(self._watch_interval, self._watch)
+
+    def _late(self, idle: float, age: float) -> str | None:
+        """What takes too long: `idle` seconds without a byte, `age` seconds since the oldest request was sent."""
+        if idle >= self._timeouts.stall:
+            return f"no byte came or left for {idle:.1f} s"
+        if age >= self._timeouts.request:
+            return f"a request was not answered within {age:.1f} s"
+        if self._session.abandoned and idle >= _ABANDONED_STALL:
+            return f"no byte came or left for {idle:.1f} s after a request was cancelled"
+        return None

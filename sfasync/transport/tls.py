@@ -1,0 +1,237 @@
+"""TLS of our own making over any stream of bytes: what is believed, and the machine that en- and decrypts.
+
+There is no way to switch verification off, nothing below TLS 1.2, and no fall-back. The context is built from
+`PROTOCOL_TLS_CLIENT` and not by `ssl.create_default_context`, which would write session keys to the file that the
+environment variable ``SSLKEYLOGFILE`` names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import ssl
+import sys
+from pathlib import Path
+from typing import Final, cast
+
+from ..errors import TlsError, UsageError, printable
+from ..models import ExportAddress, TlsPolicy
+
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+_PSK_FILE_LIMIT: Final = 1 << 20
+
+
+def client_context(policy: TlsPolicy) -> ssl.SSLContext:
+    """What a policy believes, read from its files; serves all connections of an export.
+
+    Raises:
+        UsageError: A file of the policy is missing, or does not hold what it should.
+        TlsError: This Python has no pre-shared keys.
+    """
+    pinned(policy)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if policy.psk_file is not None:
+        _believe_key(context, policy.psk_file, policy.psk_identity)
+        return context
+    if policy.ca_file is None:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    else:
+        try:
+            context.load_verify_locations(cafile=_present(policy.ca_file))
+        except (OSError, ssl.SSLError) as error:
+            raise _unusable(policy.ca_file, "certificates of authorities (PEM)", error) from error
+    if (policy.cert_file is None) != (policy.key_file is None):
+        raise UsageError("a client certificate needs its key, and a key its certificate")
+    if policy.cert_file is not None and policy.key_file is not None:
+        try:
+            # The password is a function that refuses: OpenSSL would ask for one on the terminal.
+            context.load_cert_chain(_present(policy.cert_file), _present(policy.key_file), password=_no_password)
+        except (OSError, ssl.SSLError, ValueError) as error:
+            raise _unusable(policy.cert_file, f"a certificate (PEM) of the key {policy.key_file}", error) from error
+    return context
+
+
+def server_name(address: ExportAddress) -> str:
+    """The name that the certificate must carry: the policy's, or the host's, or `localhost` on a Unix socket."""
+    assert address.tls is not None, "a plain address has no server name"
+    return address.tls.hostname or address.host or "localhost"
+
+
+def pinned(policy: TlsPolicy) -> str | None:
+    """The fingerprint a policy asks for, as 64 lower-case hex digits.
+
+    Raises:
+        UsageError: It is no SHA-256 in hex.
+    """
+    if policy.fingerprint is None:
+        return None
+    fingerprint = policy.fingerprint.replace(":", "").lower()
+    if not _FINGERPRINT.fullmatch(fingerprint):
+        raise UsageError("a TLS fingerprint is a SHA-256 of 64 hex digits")
+    return fingerprint
+
+
+class TlsLayer:
+    """One TLS connection between two piles of bytes.
+
+    Ciphertext goes in by `feed` and comes out by `take`; plain text goes in by `write` and comes out by `read_into`,
+    straight into the memory it is for.
+
+    Attributes:
+        established: Whether the handshake is done and the server is who it should be.
+    """
+
+    def __init__(self, peer: str, context: ssl.SSLContext, hostname: str, fingerprint: str | None = None) -> None:
+        """
+        Args:
+            peer: Names the server in messages.
+            context: What is believed, from `client_context`.
+            hostname: The name that the certificate must carry.
+            fingerprint: What the certificate's SHA-256 must be, from `pinned`.
+        """
+        self.established = False
+        self._peer = peer
+        self._fingerprint = fingerprint
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        try:
+            self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=hostname)
+        except (ValueError, UnicodeError, ssl.SSLError) as error:
+            raise TlsError(f"{peer}: {printable(hostname)!r} cannot be the name in a certificate: {error}") from error
+
+    def feed(self, data: memoryview) -> None:
+        """Take in ciphertext; the memory is free afterwards."""
+        self._incoming.write(data)
+
+    def take(self) -> bytes:
+        """Ciphertext that has to be sent."""
+        return self._outgoing.read()
+
+    def handshake(self) -> bool:
+        """Go on with the handshake; True when it is done and the server is verified.
+
+        Raises:
+            TlsError: It failed, or the server is not who it should be; `take` may hold an alert that tells the server.
+        """
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        except ssl.SSLCertVerificationError as error:
+            raise TlsError(
+                f"{self._peer}: the server's certificate is not accepted: {printable(error.verify_message)}"
+            ) from error
+        except ssl.SSLError as error:
+            raise self._failed(error) from error
+        self._check_fingerprint()
+        self.established = True
+        return True
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Decrypt into a non-empty buffer; 0 when more ciphertext is needed.
+
+        Raises:
+            TlsError: The ciphertext is damaged.
+            EOFError: The server ended TLS.
+        """
+        try:
+            # With a buffer it gives a number; the stubs of the standard library say bytes.
+            count = cast("int", self._tls.read(len(buffer), buffer))
+        except ssl.SSLWantReadError:
+            return 0
+        except ssl.SSLZeroReturnError:
+            count = 0
+        except ssl.SSLError as error:
+            raise self._failed(error) from error
+        if not count:
+            raise EOFError
+        return count
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Encrypt bytes for `take`; the memory is free afterwards."""
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._tls.write(rest) :]
+        except ssl.SSLError as error:
+            raise self._failed(error) from error
+
+    def close(self) -> None:
+        """Leave a close_notify for `take`, without waiting for the server's."""
+        # It wants the server's answer, or the connection is broken: nothing depends on a polite end.
+        with contextlib.suppress(ssl.SSLError):
+            self._tls.unwrap()
+
+    def _check_fingerprint(self) -> None:
+        if self._fingerprint is None:
+            return
+        certificate = self._tls.getpeercert(binary_form=True)
+        if certificate is None or hashlib.sha256(certificate).hexdigest() != self._fingerprint:
+            raise TlsError(f"{self._peer}: the server's certificate has another fingerprint than the one pinned")
+
+    def _failed(self, error: ssl.SSLError) -> TlsError:
+        reason = (error.reason or str(error)).replace("_", " ").lower()
+        return TlsError(f"{self._peer}: TLS failed: {printable(reason)}")
+
+
+# --- pre-shared keys -------------------------------------------------------------------------------------------------
+
+if sys.version_info >= (3, 13):
+
+    def _believe_key(context: ssl.SSLContext, path: Path, identity: str | None) -> None:
+        """Believe whoever has the same key, and nobody else.
+
+        Verification stays on, with no authority to believe: a server that answers with a certificate instead of the
+        key is refused.
+        """
+        name, key = _key(path, identity)
+        context.check_hostname = False
+        context.set_ciphers("PSK")  # TLS 1.2; the suites of 1.3 are apart
+        context.set_psk_client_callback(lambda hint: (name, key))
+
+else:
+
+    def _believe_key(context: ssl.SSLContext, path: Path, identity: str | None) -> None:
+        raise TlsError(f"pre-shared keys ({path}) need Python 3.13 or newer; use certificates")
+
+
+def _key(path: Path, identity: str | None) -> tuple[str, bytes]:
+    """Identity and key of a line ``identity:hexkey``, as psktool(1) writes them. Messages carry no key."""
+    _present(path)
+    try:
+        with path.open(encoding="utf-8") as file:
+            lines = file.read(_PSK_FILE_LIMIT).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as a file of pre-shared keys", path=str(path)) from error
+    for line in lines:
+        name, colon, digits = line.strip().partition(":")
+        if not name or name.startswith("#") or (identity is not None and name != identity):
+            continue
+        try:
+            key = bytes.fromhex(digits) if colon else b""
+        except ValueError:
+            key = b""
+        if not key:
+            raise UsageError(f"{path} has no key in hex for {printable(name)!r}", path=str(path))
+        return name, key
+    raise UsageError(f"{path} has no key for {'anybody' if identity is None else repr(identity)}", path=str(path))
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _present(path: Path) -> Path:
+    if not path.is_file():
+        raise UsageError(f"{path} is missing", path=str(path))
+    return path
+
+
+def _unusable(path: Path, what: str, error: Exception) -> UsageError:
+    reason = error.reason if isinstance(error, ssl.SSLError) and error.reason else str(error)
+    return UsageError(f"{path} does not hold {what}: {printable(reason)}", path=str(path))
+
+
+def _no_password() -> str:
+    raise ValueError("the key is protected by a password, which is not supported")
