@@ -1,24 +1,34 @@
 """Files made durable: what the repository and local disk images share.
 
-A failed fsync is fatal for the file it was called on: the kernel may have dropped the dirty pages, so a second fsync that
-succeeds proves nothing (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020). Nothing here
-tries again.
+A failed fsync is fatal for the file it was called on: the kernel may have dropped the dirty pages, so a second fsync
+that succeeds proves nothing (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020). Nothing
+here tries again.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
-from .errors import NoSpaceError, StorageError, printable
+from .errors import NoSpaceError, StorageError, TargetRefusedError, printable
 from .interfaces import Buffer
+from .units import KiB
+
+PAGE = 4 * KiB
+"""Memory, offset and length of a direct write are multiples of it; no disk asks for more."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+def is_full(error: OSError) -> bool:
+    """Whether an operation failed because file system or quota is full."""
+    return error.errno in _FULL
+
+
 def storage_error(error: OSError, doing: str, path: str) -> StorageError:
     """The error for an operation on a file that failed: ``cannot <doing> <path>: <reason>``."""
-    kind = NoSpaceError if error.errno in _FULL else StorageError
+    kind = NoSpaceError if is_full(error) else StorageError
     reason = error.strerror or str(error) or type(error).__name__
     return kind(f"cannot {doing} {printable(path)}: {printable(reason)}", path=path)
 
@@ -48,3 +58,154 @@ def read_at(fd: int, offset: int, buffer: memoryview) -> int:
             break
         done += count
     return done
+
+
+def write_at(fd: int, offset: int, data: Buffer, *, direct: int | None = None) -> None:
+    """Write every byte from `offset`.
+
+    Args:
+        fd: Takes what `direct` does not.
+        offset: First byte in the file.
+        data: Memory at a page boundary lets `direct` be used.
+        direct: The same file opened with O_DIRECT, for whole pages; None if it cannot be.
+
+    Raises:
+        OSError: As of pwrite(2).
+    """
+    view = memoryview(data).cast("B")
+    done = 0
+    if direct is not None and offset % PAGE == 0:
+        done = _write_pages(direct, offset, view[: len(view) - len(view) % PAGE])
+    while done < len(view):
+        done += os.pwrite(fd, view[done:], offset + done)
+
+
+def _write_pages(direct: int, offset: int, view: memoryview) -> int:
+    """Bytes written past the page cache: all of them, or fewer where the file system does not take memory or place."""
+    done = 0
+    while done < len(view):
+        try:
+            done += os.pwrite(direct, view[done:], offset + done)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # alignment (open(2), "O_DIRECT")
+                raise
+            break
+    return done
+
+
+def reopen_direct(fd: int) -> int | None:
+    """The file of a writable descriptor, opened once more with O_DIRECT; None where its file system has no such thing.
+
+    Through /proc, so that it is the same file whatever has happened to its name.
+    """
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+def data_ranges(fd: int, start: int, end: int, *, limit: int) -> list[tuple[int, int, bool]]:
+    """Adjacent ranges (offset, length, whether it holds data) from `start` on, at most `limit` and one of them.
+
+    A file system that cannot tell calls everything data (lseek(2), "Seeking file data and holes"), and so does a block
+    device, with EINVAL.
+
+    Raises:
+        OSError: As of lseek(2).
+    """
+    ranges: list[tuple[int, int, bool]] = []
+    position = start
+    while position < end and len(ranges) < limit:
+        data = min(_seek(fd, position, os.SEEK_DATA, otherwise=position, at_end=end), end)
+        if data > position:
+            ranges.append((position, data - position, False))
+        # At least one byte further: what a changing file answers must not stop us.
+        position = max(_seek(fd, data, os.SEEK_HOLE, otherwise=end, at_end=end), data + 1) if data < end else end
+        position = min(position, end)
+        if position > data:
+            ranges.append((data, position - data, True))
+    return ranges
+
+
+def _seek(fd: int, position: int, whence: int, *, otherwise: int, at_end: int) -> int:
+    try:
+        return os.lseek(fd, position, whence)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return otherwise
+        if error.errno == errno.ENXIO:  # nothing of that kind from here to the end of the file
+            return at_end
+        raise
+
+
+def punch_hole(fd: int, offset: int, length: int) -> bool:
+    """Make a range of a file or block device read as zeros by giving its space back; False where that is not offered.
+
+    Raises:
+        OSError: As of fallocate(2).
+    """
+    import ctypes  # only those who overwrite with zeros pay for it
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    mode = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE (linux/falloc.h)
+    while libc.fallocate64(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)) != 0:
+        code = ctypes.get_errno()
+        if code in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            return False
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+    return True
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable.
+
+    Raises:
+        OSError: As of fsync(2).
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system without durable directories (fsync(2))
+            raise
+    finally:
+        os.close(fd)
+
+
+def publish(hidden: Path, path: Path, replace: bool) -> None:
+    """Give a finished file its name, durably.
+
+    Args:
+        hidden: The file, in the same directory, its content durable.
+        path: The name.
+        replace: Take the name from a file that has it.
+
+    Raises:
+        TargetRefusedError: The name is taken and `replace` was not given; both files are unchanged.
+        StorageError: It could not be done.
+    """
+    try:
+        if replace:
+            os.replace(hidden, path)
+        else:
+            _name_exclusively(hidden, path)
+        sync_directory(path.parent)
+    except FileExistsError as error:
+        raise TargetRefusedError(f"{printable(str(path))} exists", path=str(path)) from error
+    except OSError as error:
+        raise storage_error(error, "create", str(path)) from error
+
+
+def _name_exclusively(hidden: Path, path: Path) -> None:
+    try:
+        os.link(hidden, path)
+    except OSError as error:
+        # A file system without hard links (vfat, some network ones) has no better way than to look first.
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from error
+        os.rename(hidden, path)
+    else:
+        os.unlink(hidden)
