@@ -89,15 +89,18 @@ def test_a_failure_is_told_to_both(programs: Output, capsys: pytest.CaptureFixtu
     assert err == "sfasync: damaged\n"
 
 
+def _fail() -> None:
+    raise RuntimeError("odd")
+
+
 @pytest.mark.parametrize(("verbosity", "traceback"), [(0, False), (1, False), (2, True)])
 def test_a_traceback_only_when_everything_is_wanted(
     output: Output, capsys: pytest.CaptureFixture[str], verbosity: int, traceback: bool
 ) -> None:
     output.verbosity = verbosity
-    try:
-        raise RuntimeError("odd")
-    except RuntimeError as error:
-        assert output.failure(error) == 1
+    with pytest.raises(RuntimeError) as failed:
+        _fail()
+    assert output.failure(failed.value) == 1
     err = capsys.readouterr().err
     assert ("Traceback" in err) == traceback
     assert err.splitlines()[-1].startswith("sfasync: internal error: RuntimeError: odd")

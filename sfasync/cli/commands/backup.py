@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import click
 
-from ...models import BackupResult, Limits
+from ...interfaces import Source
+from ...models import BackupResult, ExportAddress, Limits
 from ...units import format_seconds, format_size
 from .. import options
 from ..output import Output
@@ -77,11 +78,10 @@ def command(
 
 
 async def _backup(output: Output, wish: _Wish) -> int:
-    from ...endpoints import parse_disk
     from ...engine import Engine
     from ...store.repository import Repository
 
-    disks = {disk: parse_disk(uri) for disk, uri in wish.disks.items()}  # usage errors come before the repository's
+    disks = _addresses(wish)  # usage errors come before the repository's
     async with (
         await Repository.open(wish.repository) as repository,
         Engine(repository, limits=wish.limits) as engine,
@@ -96,6 +96,23 @@ async def _backup(output: Output, wish: _Wish) -> int:
         )
     _report(output, result)
     return 0
+
+
+def _addresses(wish: _Wish) -> dict[str, ExportAddress | Source]:
+    """Where each disk is read.
+
+    Raises:
+        UsageError: Names that no backup can have, or URIs that are none.
+    """
+    from ...backup import check_id
+    from ...endpoints import parse_disk
+
+    check_id("VM", wish.vm)
+    for tag in wish.tags:
+        check_id("tag", tag)
+    for disk in wish.disks:
+        check_id("disk", disk)
+    return {disk: parse_disk(uri) for disk, uri in wish.disks.items()}
 
 
 def _report(output: Output, result: BackupResult) -> None:
