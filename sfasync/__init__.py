@@ -1,11 +1,253 @@
 """sfasync: asynchronous backup and restore of virtual disks over NBD.
 
-The names in `__all__` are public; everything else may change. They are loaded on first use (PEP 562), so importing
-this package is cheap.
+::
+
+    repository = await sfasync.Repository.open("backups", create=True)
+    async with repository, sfasync.Engine(repository) as engine:
+        backup = await engine.backup_vm("web-01", disks={"vda": "nbd+unix:///?socket=a.sock"})
+        await engine.restore_vm(backup.id, to="restored/")
+
+The names in `__all__` are public; everything else may change. They are loaded on first use (PEP 562), so importing this
+package is cheap.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from . import _version
 
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .errors import (
+        BackupNotFoundError,
+        BusyError,
+        CbtError,
+        ConnectError,
+        ConnectionLostError,
+        DeadlineError,
+        ExportError,
+        IntegrityError,
+        LeaseLostError,
+        NbdError,
+        NoSpaceError,
+        ObjectExistsError,
+        ObjectMissingError,
+        RemoteProtocolError,
+        RepositoryError,
+        RepositoryVersionError,
+        RequestError,
+        SfasyncError,
+        SourceError,
+        StateError,
+        StorageError,
+        TargetError,
+        TargetRefusedError,
+        TlsError,
+        UriError,
+        UsageError,
+    )
+    from .interfaces import (
+        BackupSession,
+        BackupStore,
+        ChunkSink,
+        DiskWriter,
+        Hold,
+        ObjectStore,
+        ObjectWriter,
+        Platform,
+        RestoreView,
+        Sink,
+        SnapshotDisk,
+        SnapshotView,
+        Source,
+    )
+    from .jobs import Job
+    from .models import (
+        BackupResult,
+        Checkpoint,
+        CopyResult,
+        DiskRecord,
+        DiskStatistics,
+        ExportAddress,
+        Extent,
+        FileRecord,
+        Limits,
+        Manifest,
+        Problem,
+        RestoredDisk,
+        RestoreResult,
+        Timeouts,
+        TlsPolicy,
+        VerifyResult,
+    )
+    from .nbd.uri import format_uri, parse_uri
+    from .platform.plain import PlainPlatform
+    from .progress import DiskProgress, Progress
+    from .store.repository import Repository
+    from .transport.export import Export
+    from .transport.export import open_export as connect
+
 __version__ = _version.VERSION
 
-__all__ = ["__version__"]
+__all__ = [
+    "BackupNotFoundError",
+    "BackupResult",
+    "BackupSession",
+    "BackupStore",
+    "BusyError",
+    "CbtError",
+    "Checkpoint",
+    "ChunkSink",
+    "ConnectError",
+    "ConnectionLostError",
+    "CopyResult",
+    "DeadlineError",
+    "DiskProgress",
+    "DiskRecord",
+    "DiskStatistics",
+    "DiskWriter",
+    "Engine",
+    "Export",
+    "ExportAddress",
+    "ExportError",
+    "Extent",
+    "FileRecord",
+    "Hold",
+    "IntegrityError",
+    "Job",
+    "LeaseLostError",
+    "Limits",
+    "Manifest",
+    "NbdError",
+    "NoSpaceError",
+    "ObjectExistsError",
+    "ObjectMissingError",
+    "ObjectStore",
+    "ObjectWriter",
+    "PlainPlatform",
+    "Platform",
+    "Problem",
+    "Progress",
+    "RemoteProtocolError",
+    "Repository",
+    "RepositoryError",
+    "RepositoryVersionError",
+    "RequestError",
+    "RestoreResult",
+    "RestoreView",
+    "RestoredDisk",
+    "SfasyncError",
+    "Sink",
+    "SnapshotDisk",
+    "SnapshotView",
+    "Source",
+    "SourceError",
+    "StateError",
+    "StorageError",
+    "TargetError",
+    "TargetRefusedError",
+    "Timeouts",
+    "TlsError",
+    "TlsPolicy",
+    "UriError",
+    "UsageError",
+    "VerifyResult",
+    "__version__",
+    "connect",
+    "format_uri",
+    "parse_uri",
+]
+
+_MODULES = {
+    # the engine and its jobs
+    "engine": ("Engine",),
+    "jobs": ("Job",),
+    "progress": ("DiskProgress", "Progress"),
+    # where backups live
+    "store.repository": ("Repository",),
+    # NBD exports
+    "transport.export": ("Export", "open_export"),
+    "nbd.uri": ("format_uri", "parse_uri"),
+    # where disks come from
+    "platform.plain": ("PlainPlatform",),
+    # records
+    "models": (
+        "BackupResult",
+        "Checkpoint",
+        "CopyResult",
+        "DiskRecord",
+        "DiskStatistics",
+        "ExportAddress",
+        "Extent",
+        "FileRecord",
+        "Limits",
+        "Manifest",
+        "Problem",
+        "RestoreResult",
+        "RestoredDisk",
+        "Timeouts",
+        "TlsPolicy",
+        "VerifyResult",
+    ),
+    # shapes, for those who write a platform, a store, a source or a sink
+    "interfaces": (
+        "BackupSession",
+        "BackupStore",
+        "ChunkSink",
+        "DiskWriter",
+        "Hold",
+        "ObjectStore",
+        "ObjectWriter",
+        "Platform",
+        "RestoreView",
+        "Sink",
+        "SnapshotDisk",
+        "SnapshotView",
+        "Source",
+    ),
+    # errors
+    "errors": (
+        "BackupNotFoundError",
+        "BusyError",
+        "CbtError",
+        "ConnectError",
+        "ConnectionLostError",
+        "DeadlineError",
+        "ExportError",
+        "IntegrityError",
+        "LeaseLostError",
+        "NbdError",
+        "NoSpaceError",
+        "ObjectExistsError",
+        "ObjectMissingError",
+        "RemoteProtocolError",
+        "RepositoryError",
+        "RepositoryVersionError",
+        "RequestError",
+        "SfasyncError",
+        "SourceError",
+        "StateError",
+        "StorageError",
+        "TargetError",
+        "TargetRefusedError",
+        "TlsError",
+        "UriError",
+        "UsageError",
+    ),
+}
+_ALIASES = {"open_export": "connect"}
+_PLACES = {_ALIASES.get(name, name): (module, name) for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    try:
+        module, attribute = _PLACES[name]
+    except KeyError:
+        raise AttributeError(f"module 'sfasync' has no attribute {name!r}") from None
+    value: object = getattr(import_module(f".{module}", __name__), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -62,7 +62,9 @@ def align_up(value: int, alignment: int) -> int:
     return -(-value // alignment) * alignment
 
 
-async def pieces(extents: AsyncIterator[Extent], *, size: int, piece: int, alignment: int) -> AsyncIterator[Step]:
+async def pieces(
+    extents: AsyncIterator[Extent], *, size: int, piece: int, alignment: int
+) -> AsyncGenerator[Step, None]:
     """The plan of a copy or a restore: zeros move as they are, data is cut into pieces.
 
     Zero ranges are rounded inward to `alignment`, so every step begins on it and ends on it or at `size`. Pieces end at
@@ -99,7 +101,7 @@ async def chunks(
     alignment: int,
     changed: AsyncIterator[Extent] | None = None,
     parent_size: int | None = None,
-) -> AsyncIterator[Step]:
+) -> AsyncGenerator[Step, None]:
     """The plan of a backup: every step but those of ZERO and KEEP is one chunk.
 
     A chunk is ZERO only if all of it reads as zero by this snapshot's own map. It is KEEP only if no changed byte

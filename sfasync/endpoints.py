@@ -1,0 +1,197 @@
+"""Opens what a caller names: sources to read, targets to write.
+
+A source is an NBD URI, an `ExportAddress`, the path of an image file or block device, or any `Source`; a target
+likewise, and ``null:``. What the caller made, the caller closes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from .errors import SourceError, TargetError, TargetRefusedError, UsageError
+from .interfaces import Buffer, Sink, Source
+from .models import ExportAddress, Limits, Timeouts
+from .nbd.uri import parse_uri
+from .qcow2 import new_qcow2
+from .transport.export import open_export
+from .transport.file import FileSink, FileSource, NullSink
+from .workers import Workers
+
+NULL = "null:"
+
+_Disk = TypeVar("_Disk", Source, Sink)
+
+
+def parse_disk(disk: str | ExportAddress | _Disk) -> ExportAddress | _Disk:
+    """A disk of a VM as the caller named it: a URI is parsed, anything else stays.
+
+    Raises:
+        UriError: The text is not an NBD URI.
+    """
+    return parse_uri(disk) if isinstance(disk, str) else disk
+
+
+def parse_endpoint(name: str | os.PathLike[str] | ExportAddress) -> ExportAddress | Path | None:
+    """One end of a copy: an export, a file, or None for ``null:``.
+
+    Raises:
+        UsageError: The text looks like a URI but is not one of NBD's.
+    """
+    if isinstance(name, ExportAddress):
+        return name
+    text = os.fspath(name)
+    if text == NULL:
+        return None
+    if "://" in text or text.startswith(("nbd:", "nbds:", "nbd+", "nbds+")):
+        return parse_uri(text)
+    if not text:
+        raise UsageError("an empty name is neither a file nor an NBD URI")
+    return Path(text)
+
+
+class Endpoints:
+    """Opens sources and targets with one set of limits."""
+
+    def __init__(self, limits: Limits, timeouts: Timeouts, workers: Workers) -> None:
+        self._limits = limits
+        self._timeouts = timeouts
+        self._workers = workers
+
+    @asynccontextmanager
+    async def source(
+        self, place: ExportAddress | Path | Source, *, connections: int | None = None, requests: int | None = None
+    ) -> AsyncIterator[Source]:
+        """Open a source for the time of the block.
+
+        Raises:
+            SourceError, TlsError: It cannot be opened.
+        """
+        if isinstance(place, ExportAddress):
+            async with await open_export(
+                place,
+                connections=connections or self._limits.connections,
+                requests=requests or self._limits.requests,
+                timeouts=self._timeouts,
+            ) as export:
+                yield export
+        elif isinstance(place, Path):
+            async with await FileSource.open(place, workers=self._workers) as file:
+                yield file
+        else:
+            yield place
+
+    @asynccontextmanager
+    async def export_target(
+        self,
+        address: ExportAddress,
+        *,
+        size: int,
+        connections: int | None = None,
+        requests: int | None = None,
+    ) -> AsyncIterator[TargetSink]:
+        """Open an export to be written for the time of the block.
+
+        Raises:
+            TargetRefusedError: It is read-only or smaller than `size`; nothing was written.
+            TargetError, TlsError: It cannot be opened.
+        """
+        with _target_errors(address.peer):
+            export = await open_export(
+                address,
+                connections=connections or self._limits.connections,
+                requests=requests or self._limits.requests,
+                timeouts=self._timeouts,
+            )
+        async with export:
+            if export.read_only:
+                raise TargetRefusedError(f"target {address.peer} is read-only")
+            yield checked_target(export, size=size, name=address.peer)
+
+    @asynccontextmanager
+    async def copy_target(
+        self,
+        place: ExportAddress | Path | None,
+        *,
+        size: int,
+        connections: int | None = None,
+        requests: int | None = None,
+    ) -> AsyncIterator[Sink]:
+        """Open the target of a copy for the time of the block; a file is created, or overwritten as nbdcopy does."""
+        if place is None:
+            yield NullSink(size)
+        elif isinstance(place, ExportAddress):
+            async with self.export_target(place, size=size, connections=connections, requests=requests) as target:
+                yield target
+        else:
+            async with await FileSink.open(place, size=size, workers=self._workers, overwrite=True) as file:
+                yield file
+
+    @asynccontextmanager
+    async def new_file(self, path: Path, *, size: int) -> AsyncIterator[FileSink]:
+        """Create a raw image file, which must not exist, to be written in the block."""
+        async with await FileSink.open(path, size=size, workers=self._workers, overwrite=False) as file:
+            yield file
+
+    @asynccontextmanager
+    async def new_qcow2(self, path: Path, *, size: int) -> AsyncIterator[TargetSink]:
+        """Create a qcow2 image file, which must not exist, to be written in the block."""
+        async with new_qcow2(
+            path,
+            size=size,
+            connections=self._limits.connections,
+            requests=self._limits.requests,
+            timeouts=self._timeouts,
+        ) as export:
+            yield TargetSink(export, str(path))
+
+
+def checked_target(sink: Sink, *, size: int, name: str) -> TargetSink:
+    """A sink that is large enough, with its errors told as those of a target.
+
+    Raises:
+        TargetRefusedError: It is smaller than `size`.
+    """
+    if sink.size < size:
+        raise TargetRefusedError(f"target {name} has {sink.size} bytes, the disk has {size}")
+    return TargetSink(sink, name)
+
+
+class TargetSink:
+    """A sink whose failures are those of a target (exit 21), whatever they are for its implementation."""
+
+    def __init__(self, sink: Sink, name: str) -> None:
+        self.inner = sink
+        self.name = name
+
+    @property
+    def size(self) -> int:
+        return self.inner.size
+
+    @property
+    def block_size(self) -> int:
+        return self.inner.block_size
+
+    async def write(self, offset: int, data: Buffer) -> None:
+        with _target_errors(self.name):
+            await self.inner.write(offset, data)
+
+    async def zero(self, offset: int, length: int) -> None:
+        with _target_errors(self.name):
+            await self.inner.zero(offset, length)
+
+    async def flush(self) -> bool:
+        with _target_errors(self.name):
+            return await self.inner.flush()
+
+
+@contextmanager
+def _target_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except SourceError as error:
+        message = str(error) if name in str(error) else f"{name}: {error}"
+        raise TargetError(f"writing failed: {message}", offset=error.offset, length=error.length) from error

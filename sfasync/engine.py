@@ -1,0 +1,440 @@
+"""The engine: backs up, restores, verifies and copies, any number of jobs at once under one set of limits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from .backup import Backup, BackupRequest, check_id
+from .buffers import BufferPool
+from .copying import CopyOptions, copy
+from .endpoints import Endpoints, checked_target, parse_disk, parse_endpoint
+from .errors import StateError, TargetRefusedError, UsageError
+from .interfaces import BackupStore, Platform, Sink, Source
+from .jobs import Job
+from .models import (
+    BackupResult,
+    CopyResult,
+    ExportAddress,
+    Limits,
+    Manifest,
+    RestoreResult,
+    Timeouts,
+    VerifyResult,
+)
+from .platform.plain import PlainPlatform
+from .progress import ProgressCallback, Reporter
+from .restore import Restore, record_of
+from .targets import OpenTarget, export_target, file_name, file_target, sink_target
+from .tasks import finish
+from .throttle import Throttle
+from .workers import Workers
+
+_T = TypeVar("_T")
+
+Disk = str | ExportAddress | Source
+TargetDisk = str | ExportAddress | Sink
+
+_CLOSE_SECONDS = 5.0
+_FILE_THREADS = 8
+
+
+class Engine:
+    """Runs jobs in the caller's event loop, asyncio's or uvloop's.
+
+    An engine belongs to one loop and is an async context manager: leaving the block cancels what still runs. All its
+    jobs share one set of limits: memory, disks at a time, bytes per second.
+
+    Args:
+        repository: Where backups live; not needed to copy. It is not closed by the engine.
+        limits: What the engine may use.
+        timeouts: When the transport gives up.
+    """
+
+    def __init__(
+        self,
+        repository: BackupStore | None = None,
+        *,
+        limits: Limits | None = None,
+        timeouts: Timeouts | None = None,
+    ) -> None:
+        self.limits = limits or Limits()
+        self._repository = repository
+        # A quarter of the memory is for what sealing and unsealing hold beside the slots.
+        self._pool = BufferPool(self.limits.memory * 3 // 4)
+        self._workers = Workers(_FILE_THREADS, "sfasync-engine")
+        self._endpoints = Endpoints(self.limits, timeouts or Timeouts(), self._workers)
+        self._slots = asyncio.Semaphore(self.limits.disks)
+        self._throttle = Throttle(self.limits.rate) if self.limits.rate else None
+        self._jobs: set[Job[Any]] = set()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{len(self._jobs)} jobs"
+        return f"<Engine {state}, {self._pool.in_use} of {self._pool.budget} buffer bytes in use>"
+
+    async def __aenter__(self) -> Engine:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Cancel the jobs that still run, wait until they have ended, and give everything back. Idempotent."""
+        self._closed = True
+        try:
+            await finish(self._end_jobs(), _CLOSE_SECONDS)
+        finally:
+            self._workers.close()
+            self._pool.close()
+
+    async def _end_jobs(self) -> None:
+        jobs = list(self._jobs)
+        for job in jobs:
+            job.cancel()
+        for job in jobs:
+            await job.ended()
+
+    # --- backup -------------------------------------------------------------------------------------------------------
+
+    def start_backup(
+        self,
+        vm: str,
+        disks: Mapping[str, Disk] | Sequence[str] | None = None,
+        *,
+        platform: Platform | None = None,
+        mode: str = "auto",
+        tags: Sequence[str] = (),
+        wait: float = 0.0,
+        progress: ProgressCallback | None = None,
+    ) -> Job[BackupResult]:
+        """Begin a backup and return a handle on it.
+
+        Args:
+            vm: Id of the VM in the repository (and of the platform).
+            disks: Without a platform, where each disk is read, by disk id. With one, the ids wanted; None for all.
+            platform: Freezes the VM's disks and tells what changed.
+            mode: ``auto`` (incremental where changes are known), ``full``, or ``incremental`` (that or an error).
+            tags: Free words kept with the backup.
+            wait: Seconds to wait while another session works on the same VM.
+            progress: Called on the loop with a `Progress`, twice a second at most and at each change of state.
+
+        Raises:
+            UsageError: At once, for arguments that cannot be used. Everything else comes from the job.
+        """
+        if platform is None:
+            if not isinstance(disks, Mapping) or not disks:
+                raise UsageError("a backup without a platform needs the address of at least one disk")
+            platform = PlainPlatform({disk: parse_disk(address) for disk, address in disks.items()})
+        elif isinstance(disks, Mapping):
+            raise UsageError("with a platform, disks are named by their ids; the platform knows their addresses")
+        ids = None if disks is None else list(disks)
+        for disk in ids or ():
+            check_id("disk", disk)
+        request = BackupRequest(vm=vm, disks=ids, mode=mode, tags=tuple(tags), wait=wait)
+        work = Backup(
+            self._store,
+            endpoints=self._endpoints,
+            pool=self._pool,
+            slots=self._slots,
+            limits=self.limits,
+            throttle=self._throttle,
+        )
+        return self._start(lambda reporter: work.run(request, platform, reporter), progress)
+
+    async def backup_vm(
+        self,
+        vm: str,
+        disks: Mapping[str, Disk] | Sequence[str] | None = None,
+        *,
+        platform: Platform | None = None,
+        mode: str = "auto",
+        tags: Sequence[str] = (),
+        wait: float = 0.0,
+        progress: ProgressCallback | None = None,
+    ) -> BackupResult:
+        """Back up a VM; arguments as of `start_backup`.
+
+        When it returns, the backup is complete and durable. Cancelling it, like any error, leaves no backup; chunks
+        whose index was written are found again by the next one.
+
+        Raises:
+            UsageError: Arguments, before anything is touched.
+            BusyError: Another session works on this VM.
+            TlsError, SourceError: A disk could not be read.
+            StorageError: The repository could not be written.
+            CbtError: `mode` is ``incremental`` and changed blocks are not usable.
+            LeaseLostError: The platform took the snapshot back.
+        """
+        async with self.start_backup(
+            vm, disks, platform=platform, mode=mode, tags=tags, wait=wait, progress=progress
+        ) as job:
+            return await job.result()
+
+    # --- restore ------------------------------------------------------------------------------------------------------
+
+    def start_restore(
+        self,
+        backup: str,
+        *,
+        to: str | os.PathLike[str] | None = None,
+        to_disks: Mapping[str, TargetDisk] | None = None,
+        disks: Sequence[str] | None = None,
+        image_format: str = "raw",
+        force: bool = False,
+        verify_after: bool = False,
+        progress: ProgressCallback | None = None,
+    ) -> Job[RestoreResult]:
+        """Begin a restore and return a handle on it.
+
+        Args:
+            backup: Id, unique prefix of one, or ``VM@latest``.
+            to: Directory for image files ``<disk>.raw`` or ``<disk>.qcow2``; created if needed.
+            to_disks: Instead of `to`: where each disk is written, by disk id; exactly these disks are restored.
+            disks: With `to`, the ids of the disks wanted; None for all.
+            image_format: With `to`: ``raw`` (sparse) or ``qcow2`` (needs qemu-img and qemu-nbd).
+            force: Replace image files that exist.
+            verify_after: Read every target back and compare its tree digest with the backup's.
+            progress: As of `start_backup`.
+
+        Raises:
+            UsageError: At once, for arguments that cannot be used. Everything else comes from the job.
+        """
+        if (to is None) == (to_disks is None):
+            raise UsageError("restore either to a directory or to disks")
+        addresses = None
+        if to_disks is not None:
+            if not to_disks or disks is not None:
+                raise UsageError("a restore to disks restores exactly the disks named, and at least one")
+            addresses = {disk: parse_disk(address) for disk, address in to_disks.items()}
+        file_name("", image_format)
+
+        async def work(reporter: Reporter) -> RestoreResult:
+            manifest = await self._store.find(backup)
+            if addresses is not None:
+                targets = self._disk_targets(manifest, addresses)
+            else:
+                assert to is not None
+                targets = await self._file_targets(manifest, Path(to), disks, image_format, force)
+            restore = Restore(
+                self._store,
+                endpoints=self._endpoints,
+                pool=self._pool,
+                slots=self._slots,
+                limits=self.limits,
+                workers=self._workers,
+            )
+            return await restore.run(manifest, targets, verify_after=verify_after, reporter=reporter)
+
+        return self._start(work, progress)
+
+    async def restore_vm(
+        self,
+        backup: str,
+        *,
+        to: str | os.PathLike[str] | None = None,
+        to_disks: Mapping[str, TargetDisk] | None = None,
+        disks: Sequence[str] | None = None,
+        image_format: str = "raw",
+        force: bool = False,
+        verify_after: bool = False,
+        progress: ProgressCallback | None = None,
+    ) -> RestoreResult:
+        """Restore disks of a backup; arguments as of `start_restore`.
+
+        Every block is checked against its digest before it is written. When it returns, the disks are durable. An
+        image file appears under its name only when it is complete; an NBD target that failed or was cancelled half-way
+        keeps partial content.
+
+        Raises:
+            UsageError: Arguments, an unknown backup or disk, a target that exists or is too small; nothing was written.
+            IntegrityError: The repository is damaged where this backup needs it; no wrong byte was written.
+            TlsError, StorageError: A target could not be written.
+        """
+        async with self.start_restore(
+            backup,
+            to=to,
+            to_disks=to_disks,
+            disks=disks,
+            image_format=image_format,
+            force=force,
+            verify_after=verify_after,
+            progress=progress,
+        ) as job:
+            return await job.result()
+
+    def _disk_targets(
+        self, manifest: Manifest, addresses: Mapping[str, ExportAddress | Sink]
+    ) -> dict[str, AbstractAsyncContextManager[OpenTarget]]:
+        targets: dict[str, AbstractAsyncContextManager[OpenTarget]] = {}
+        for disk, address in addresses.items():
+            size = record_of(manifest, disk).size
+            if isinstance(address, ExportAddress):
+                targets[disk] = export_target(self._endpoints, address, size)
+            else:
+                targets[disk] = sink_target(address, size)
+        return targets
+
+    async def _file_targets(
+        self, manifest: Manifest, directory: Path, disks: Sequence[str] | None, image_format: str, force: bool
+    ) -> dict[str, AbstractAsyncContextManager[OpenTarget]]:
+        wanted = [disk.id for disk in manifest.disks] if disks is None else list(dict.fromkeys(disks))
+        paths = {disk: directory / file_name(disk, image_format) for disk in wanted}
+        sizes = {disk: record_of(manifest, disk).size for disk in wanted}
+        await self._workers.run(_make_directory, directory)
+        return {
+            disk: file_target(
+                self._endpoints, path, size=sizes[disk], image_format=image_format, force=force, workers=self._workers
+            )
+            for disk, path in paths.items()
+        }
+
+    # --- verify -------------------------------------------------------------------------------------------------------
+
+    async def verify(
+        self, *backups: str, data: bool = False, progress: Callable[[int, int], None] | None = None
+    ) -> VerifyResult:
+        """Check backups, or the whole repository, without changing anything.
+
+        Args:
+            backups: Ids, prefixes or ``VM@latest``; none for everything.
+            data: Read every byte of every file and recompute all digests; otherwise check that everything is there.
+            progress: Called on the loop with objects done and objects in all.
+
+        Returns:
+            What was found; `VerifyResult.ok` tells whether all is well. Damage is not an exception.
+        """
+        manifests = [await self._store.find(backup) for backup in backups]
+        return await self._store.verify([manifest.id for manifest in manifests], data=data, progress=progress)
+
+    # --- copy ---------------------------------------------------------------------------------------------------------
+
+    def start_copy(
+        self,
+        source: str | os.PathLike[str] | ExportAddress | Source,
+        target: str | os.PathLike[str] | ExportAddress | Sink,
+        *,
+        extents: bool = True,
+        flush: bool = True,
+        connections: int | None = None,
+        requests: int | None = None,
+        request_size: int | None = None,
+        destination_is_zero: bool = False,
+        synchronous: bool = False,
+        progress: ProgressCallback | None = None,
+    ) -> Job[CopyResult]:
+        """Begin a copy and return a handle on it.
+
+        Args:
+            source: NBD URI or address, file or block device, or any `Source`.
+            target: NBD URI or address, file (created, or overwritten) or block device, ``null:``, or any `Sink`.
+            extents, flush, connections, requests, request_size, destination_is_zero, synchronous: As of
+                `CopyOptions`.
+            progress: As of `start_backup`.
+
+        Raises:
+            UsageError: At once, for arguments that cannot be used. Everything else comes from the job.
+        """
+        options = CopyOptions(
+            extents=extents,
+            flush=flush,
+            connections=connections,
+            requests=requests,
+            request_size=request_size,
+            destination_is_zero=destination_is_zero,
+            synchronous=synchronous,
+        )
+        source_place = parse_endpoint(source) if isinstance(source, str | os.PathLike | ExportAddress) else source
+        target_place = parse_endpoint(target) if isinstance(target, str | os.PathLike | ExportAddress) else target
+        if source_place is None:
+            raise UsageError("null: can only be the target of a copy")
+        if isinstance(source_place, Path) and isinstance(target_place, Path) and _same_file(source_place, target_place):
+            raise TargetRefusedError(f"{target_place} is both source and target")
+        share = {"connections": connections, "requests": requests}
+
+        async def work(reporter: Reporter) -> CopyResult:
+            async with self._slots, self._endpoints.source(source_place, **share) as opened:
+                if target_place is None or isinstance(target_place, ExportAddress | Path):
+                    opening = self._endpoints.copy_target(target_place, size=opened.size, **share)
+                    async with opening as sink:
+                        return await self._copy(opened, sink, options, reporter)
+                sink = checked_target(target_place, size=opened.size, name=f"<{type(target_place).__name__}>")
+                return await self._copy(opened, sink, options, reporter)
+
+        return self._start(work, progress)
+
+    async def copy(
+        self,
+        source: str | os.PathLike[str] | ExportAddress | Source,
+        target: str | os.PathLike[str] | ExportAddress | Sink,
+        *,
+        extents: bool = True,
+        flush: bool = True,
+        connections: int | None = None,
+        requests: int | None = None,
+        request_size: int | None = None,
+        destination_is_zero: bool = False,
+        synchronous: bool = False,
+        progress: ProgressCallback | None = None,
+    ) -> CopyResult:
+        """Copy a disk; arguments as of `start_copy`.
+
+        When it returns, the target is durable unless `flush` is False. On error, and when cancelled, the target has
+        partial content.
+
+        Raises:
+            UsageError: Arguments, a target that is too small or the source itself.
+            TlsError, SourceError: The source could not be read.
+            StorageError: The target could not be written.
+        """
+        async with self.start_copy(
+            source,
+            target,
+            extents=extents,
+            flush=flush,
+            connections=connections,
+            requests=requests,
+            request_size=request_size,
+            destination_is_zero=destination_is_zero,
+            synchronous=synchronous,
+            progress=progress,
+        ) as job:
+            return await job.result()
+
+    async def _copy(self, source: Source, sink: Sink, options: CopyOptions, reporter: Reporter) -> CopyResult:
+        lanes = (options.connections or self.limits.connections) * (options.requests or self.limits.requests)
+        return await copy(source, sink, options, pool=self._pool, lanes=lanes, reporter=reporter)
+
+    # --- jobs ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def _store(self) -> BackupStore:
+        if self._repository is None:
+            raise StateError("this engine has no repository; give Engine one to back up, restore or verify")
+        return self._repository
+
+    def _start(self, work: Callable[[Reporter], Coroutine[Any, Any, _T]], progress: ProgressCallback | None) -> Job[_T]:
+        if self._closed:
+            raise StateError("the engine is closed; open another to start a job")
+        job = Job(work, progress)
+        self._jobs.add(job)
+        job.when_ended(self._jobs.discard)
+        return job
+
+
+def _make_directory(directory: Path) -> None:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _same_file(source: Path, target: Path) -> bool:
+    try:
+        return source.samefile(target)
+    except OSError:
+        return False

@@ -1,0 +1,112 @@
+"""A new qcow2 image as a sink: qemu-img creates it and a private qemu-nbd writes it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from .errors import ConnectError, TargetError, UsageError, printable
+from .models import ExportAddress, Timeouts
+from .tasks import finish
+from .transport.export import Export, open_export
+
+_START_SECONDS = 10.0
+_EXIT_SECONDS = 30.0  # qemu-nbd writes its metadata caches back when it ends
+
+
+@asynccontextmanager
+async def new_qcow2(
+    path: Path, *, size: int, connections: int, requests: int, timeouts: Timeouts
+) -> AsyncIterator[Export]:
+    """Create an image, which must not exist yet, and open it to be written for the time of the block.
+
+    After the block the image is complete in the file; making the file durable is the caller's. An image left by an
+    error is not removed here.
+
+    Raises:
+        UsageError: qemu-img or qemu-nbd is not installed.
+        TargetError: The image could not be created, or its server ended badly.
+    """
+    await _run("qemu-img", "create", "-q", "-f", "qcow2", str(path), str(size))
+    with tempfile.TemporaryDirectory(prefix="sfasync-") as directory:  # mode 0700: the socket is ours alone
+        socket = Path(directory) / "nbd"
+        server = await _start(
+            "qemu-nbd", "--format=qcow2", f"--shared={connections}", "--discard=unmap", f"--socket={socket}", str(path)
+        )
+        try:
+            async with await _connect(server, socket, connections, requests, timeouts) as export:
+                yield export
+            # not --persistent: with its last client gone the server closes the image and ends
+            await _ended(server, path)
+        finally:
+            if server.returncode is None:
+                await finish(_stop(server), 5)
+
+
+async def _connect(
+    server: asyncio.subprocess.Process, socket: Path, connections: int, requests: int, timeouts: Timeouts
+) -> Export:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _START_SECONDS
+    while True:
+        try:
+            return await open_export(
+                ExportAddress(socket=socket), connections=connections, requests=requests, timeouts=timeouts
+            )
+        except ConnectError:
+            if server.returncode is not None:
+                raise TargetError(f"qemu-nbd did not start: {await _words(server)}") from None
+            if loop.time() > deadline:
+                raise TargetError(f"qemu-nbd did not listen within {_START_SECONDS:g} s") from None
+        await asyncio.sleep(0.02)
+
+
+async def _start(program: str, *arguments: str) -> asyncio.subprocess.Process:
+    try:
+        return await asyncio.create_subprocess_exec(
+            program,
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except FileNotFoundError:
+        raise UsageError(f"{program} is needed for qcow2 and not installed (package qemu-utils)") from None
+
+
+async def _run(program: str, *arguments: str) -> None:
+    process = await _start(program, *arguments)
+    try:
+        await process.wait()
+    except asyncio.CancelledError:
+        await finish(_stop(process), 5)
+        raise
+    if process.returncode:
+        raise TargetError(f"{program} failed: {await _words(process)}")
+
+
+async def _ended(server: asyncio.subprocess.Process, path: Path) -> None:
+    try:
+        async with asyncio.timeout(_EXIT_SECONDS):
+            await server.wait()
+    except TimeoutError:
+        raise TargetError(f"qemu-nbd did not close the image within {_EXIT_SECONDS:g} s", path=str(path)) from None
+    if server.returncode:
+        raise TargetError(f"qemu-nbd failed to close the image: {await _words(server)}", path=str(path))
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    process.kill()
+    await process.wait()
+
+
+async def _words(process: asyncio.subprocess.Process) -> str:
+    """What a process that has ended said."""
+    assert process.stderr is not None
+    said = (await process.stderr.read(4096)).decode("utf-8", "replace").strip()
+    return printable(said.splitlines()[-1]) if said else f"exit status {process.returncode}"

@@ -1,0 +1,136 @@
+"""One restore: from the manifest to durable disks, every block checked before it goes out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+
+from .buffers import BufferPool
+from .endpoints import Endpoints
+from .errors import IntegrityError, UsageError
+from .extents import pieces
+from .interfaces import BackupStore, Sink, Source
+from .models import DiskRecord, Limits, Manifest, RestoredDisk, RestoreResult
+from .pipeline import transfer
+from .progress import Meter, Reporter
+from .store.digest import DigestSink
+from .targets import OpenTarget
+from .tasks import run_all
+from .workers import Workers
+
+
+class Restore:
+    """Carries out one restore.
+
+    Args:
+        store: Where the backup is.
+        endpoints: Opens targets to be read back.
+        pool: Memory, shared with the engine's other jobs.
+        slots: Limits the disks moved at once, shared likewise.
+        limits: The engine's.
+        workers: Threads for digests.
+    """
+
+    def __init__(
+        self,
+        store: BackupStore,
+        *,
+        endpoints: Endpoints,
+        pool: BufferPool,
+        slots: asyncio.Semaphore,
+        limits: Limits,
+        workers: Workers,
+    ) -> None:
+        self._store = store
+        self._endpoints = endpoints
+        self._pool = pool
+        self._slots = slots
+        self._lanes = limits.requests
+        self._workers = workers
+
+    async def run(
+        self,
+        manifest: Manifest,
+        targets: Mapping[str, AbstractAsyncContextManager[OpenTarget]],
+        *,
+        verify_after: bool,
+        reporter: Reporter,
+    ) -> RestoreResult:
+        """Restore disks of a backup. Every target is opened, and thereby checked, before the first one is written.
+
+        Args:
+            manifest: The backup.
+            targets: Where each disk goes, by disk id; opened and closed here.
+            verify_after: Read every target back and compare its tree digest.
+            reporter: Told how far it is.
+
+        Raises:
+            IntegrityError: A block of the backup is damaged, and was not written; or a target reads back other bytes.
+            SfasyncError: The first other failure. Disks have partial content; files under construction are gone.
+        """
+        began = time.monotonic()
+        async with AsyncExitStack() as stack:
+            opened = {disk: await stack.enter_async_context(target) for disk, target in targets.items()}
+            reporter.enter("running")
+            disks = await run_all(
+                self._disk(manifest, record_of(manifest, disk), target, verify_after, reporter)
+                for disk, target in opened.items()
+            )
+            reporter.enter("committing")
+        return RestoreResult(id=manifest.id, vm=manifest.vm, disks=tuple(disks), seconds=time.monotonic() - began)
+
+    async def _disk(
+        self, manifest: Manifest, record: DiskRecord, target: OpenTarget, verify_after: bool, reporter: Reporter
+    ) -> RestoredDisk:
+        async with self._slots:
+            began = time.monotonic()
+            meter = reporter.meter(record.id, record.size)
+            await self._transfer(self._store.open_disk(manifest, record.id), target.sink, record.size, meter)
+            await target.sink.flush()
+            if verify_after:
+                await self._compare(record, target)
+        return RestoredDisk(
+            id=record.id,
+            size=record.size,
+            target=target.name,
+            bytes_written=meter.written,
+            bytes_zero=meter.zero,
+            tree=record.tree,
+            verified=verify_after,
+            seconds=time.monotonic() - began,
+        )
+
+    async def _transfer(self, source: Source, sink: Sink, size: int, meter: Meter) -> None:
+        extents = source.extents(0, size)
+        plan = pieces(
+            extents, size=size, piece=self._store.chunk_size, alignment=max(source.block_size, sink.block_size)
+        )
+        async with aclosing(plan):
+            await transfer(plan, source, sink, pool=self._pool, lanes=self._lanes, meter=meter)
+
+    async def _compare(self, record: DiskRecord, target: OpenTarget) -> None:
+        """Read the target back, all of it, and compare its tree digest."""
+        if target.read_back is None:
+            raise UsageError(f"target {target.name} cannot be read back", disk=record.id)
+        digest = DigestSink(record.size, self._store.chunk_size, self._workers)
+        async with self._endpoints.source(target.read_back) as source:
+            await self._transfer(source, digest, record.size, Meter(record.id, record.size))
+        if digest.finish()[1] != record.tree:
+            raise IntegrityError(
+                f"{target.name} reads back other bytes than were written to it (disk {record.id!r})", disk=record.id
+            )
+
+
+def record_of(manifest: Manifest, disk_id: str) -> DiskRecord:
+    """The record of a disk.
+
+    Raises:
+        UsageError: The backup has no such disk.
+    """
+    record = manifest.disk(disk_id)
+    if record is None:
+        known = ", ".join(repr(disk.id) for disk in manifest.disks)
+        raise UsageError(f"backup {manifest.id[:12]} has no disk {disk_id!r}; it has {known}", disk=disk_id)
+    return record

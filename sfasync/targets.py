@@ -1,0 +1,116 @@
+"""The targets of a restore: checked before anything is written, visible only when complete."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from .endpoints import Endpoints, TargetSink, checked_target
+from .errors import TargetRefusedError, UsageError
+from .files import storage_error, sync_directory
+from .interfaces import Sink, Source
+from .models import ExportAddress
+from .workers import Workers
+
+FORMATS = ("raw", "qcow2")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTarget:
+    """A target while a disk is written to it.
+
+    Attributes:
+        sink: Where the disk goes.
+        read_back: Where the written disk can be read again; None if it cannot.
+        name: The target, for results and messages.
+    """
+
+    sink: Sink
+    read_back: Path | Source | None
+    name: str
+
+
+def file_name(disk_id: str, image_format: str) -> str:
+    """The file name of a restored disk: the id, percent-encoded, and the format.
+
+    Raises:
+        UsageError: The id is ``.`` or ``..``, or the format is not known.
+    """
+    if image_format not in FORMATS:
+        raise UsageError(f"format {image_format!r} is none of {', '.join(FORMATS)}")
+    if disk_id in (".", ".."):
+        raise UsageError(f"a disk called {disk_id!r} cannot be restored to a file; restore it to a disk", disk=disk_id)
+    return f"{quote(disk_id, safe='')}.{image_format}"
+
+
+@asynccontextmanager
+async def export_target(endpoints: Endpoints, address: ExportAddress, size: int) -> AsyncIterator[OpenTarget]:
+    """An NBD export, at least as large as the disk; a larger one keeps its tail."""
+    async with endpoints.export_target(address, size=size) as sink:
+        inner = sink.inner
+        yield OpenTarget(sink, inner if isinstance(inner, Source) else None, sink.name)
+
+
+@asynccontextmanager
+async def sink_target(sink: Sink, size: int) -> AsyncIterator[OpenTarget]:
+    """A sink of the caller's, who closes it."""
+    name = f"<{type(sink).__name__}>"
+    yield OpenTarget(checked_target(sink, size=size, name=name), sink if isinstance(sink, Source) else None, name)
+
+
+@asynccontextmanager
+async def file_target(
+    endpoints: Endpoints, path: Path, *, size: int, image_format: str, force: bool, workers: Workers
+) -> AsyncIterator[OpenTarget]:
+    """A new image file, which appears under its name when it is complete and durable.
+
+    Until then it is a hidden file beside it, removed again when the block fails.
+
+    Raises:
+        TargetRefusedError: The file exists and `force` was not given.
+    """
+    if not force and await workers.run(os.path.lexists, path):
+        raise TargetRefusedError(f"{path} exists; remove it or use --force to replace it", path=str(path))
+    hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        opened = (
+            endpoints.new_qcow2(hidden, size=size) if image_format == "qcow2" else endpoints.new_file(hidden, size=size)
+        )
+        async with opened as sink:
+            inner = sink.inner if isinstance(sink, TargetSink) else sink
+            yield OpenTarget(sink, inner if isinstance(inner, Source) else hidden, str(path))
+        await workers.run_to_end(_publish, hidden, path, force)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(hidden)
+        raise
+
+
+def _publish(hidden: Path, path: Path, force: bool) -> None:
+    """Give a finished file its name, durably.
+
+    Raises:
+        TargetRefusedError: The name was taken meanwhile and `force` was not given.
+        StorageError: The file or its name could not be made durable.
+    """
+    try:
+        descriptor = os.open(hidden, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if force:
+            os.replace(hidden, path)
+        else:
+            os.link(hidden, path)
+            os.unlink(hidden)
+        sync_directory(path.parent)
+    except FileExistsError:
+        raise TargetRefusedError(f"{path} appeared during the restore and was left alone", path=str(path)) from None
+    except OSError as error:
+        raise storage_error(error, "finish", str(path)) from error

@@ -1,0 +1,164 @@
+"""A platform in memory that freezes disks and tracks what changes: everything a driver for a real one has to do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from sfasync.errors import LeaseLostError, StorageError
+from sfasync.interfaces import Sink
+from sfasync.models import Checkpoint, ExportAddress, Extent
+
+from .memory import MemoryDisk
+
+
+class TrackedDisk:
+    """A disk of a running VM. Checkpoints are numbered; each remembers what was written since."""
+
+    def __init__(self, name: str, content: bytes) -> None:
+        self.name = name
+        self.content = bytearray(content)
+        self.checkpoints: dict[str, set[tuple[int, int]]] = {}
+        self.sizes: dict[str, int] = {}
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.content[offset : offset + len(data)] = data
+        for changed in self.checkpoints.values():
+            changed.add((offset, len(data)))
+
+    def resize(self, size: int) -> None:
+        del self.content[size:]
+        self.content.extend(bytes(size - len(self.content)))
+
+
+@dataclass
+class TrackedSnapshotDisk:
+    id: str
+    size: int
+    address: MemoryDisk
+    checkpoint: Checkpoint
+    ranges: list[tuple[int, int]] | None
+    reason: str | None
+
+    def changed(self) -> AsyncIterator[Extent] | None:
+        return None if self.ranges is None else self._extents(self.ranges)
+
+    @staticmethod
+    async def _extents(ranges: list[tuple[int, int]]) -> AsyncIterator[Extent]:
+        for offset, length in sorted(ranges):
+            yield Extent(offset, length)
+
+
+@dataclass
+class TrackedSnapshot:
+    platform: TrackingPlatform
+    vm_id: str
+    base: Mapping[str, Checkpoint]
+    disks: Sequence[TrackedSnapshotDisk]
+    lost: asyncio.Future[str]
+    vm_name: str = "Web server"
+    snapshot_id: str | None = "snapshot-1"
+    config: bytes | None = b'{"cpus": 2}'
+    files: Mapping[str, bytes] = field(default_factory=lambda: {"nvram": b"\x01\x02"})
+
+    async def check(self) -> None:
+        if self.lost.done():
+            raise LeaseLostError(self.lost.result())
+
+    async def committed(self, disk_ids: Sequence[str]) -> None:
+        if self.platform.fail_committed:
+            raise StorageError("the platform is busy")
+        for disk in self.disks:
+            if disk.id in disk_ids:
+                tracked = self.platform.vm_disks[disk.id]
+                for checkpoint in list(tracked.checkpoints):
+                    if checkpoint != disk.checkpoint.id:
+                        del tracked.checkpoints[checkpoint]
+
+
+@dataclass
+class TrackedTarget:
+    disks: Mapping[str, ExportAddress | Sink]
+    finished: bool = False
+
+    async def finish(self) -> None:
+        self.finished = True
+
+
+class TrackingPlatform:
+    """Disks in memory with changed-block tracking.
+
+    Attributes:
+        vm_disks: The disks of its one VM.
+        open_snapshots: Snapshots that were not given back.
+        fail_committed: `committed` fails.
+        lose_after: The lease is lost when this many bytes of a snapshot were read.
+    """
+
+    name = "tracking"
+
+    def __init__(self, disks: Mapping[str, bytes]) -> None:
+        self.vm_disks = {name: TrackedDisk(name, content) for name, content in disks.items()}
+        self.open_snapshots = 0
+        self.fail_committed = False
+        self.lose_after: int | None = None
+        self.last_view: TrackedSnapshot | None = None
+        self._made = 0
+
+    @asynccontextmanager
+    async def snapshot(
+        self,
+        vm: str,
+        *,
+        disks: Sequence[str] | None = None,
+        base: Mapping[str, Checkpoint] | None = None,
+        chain: str = "",
+        reuse: str | None = None,
+    ) -> AsyncIterator[TrackedSnapshot]:
+        lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        wanted = list(self.vm_disks) if disks is None else list(disks)
+        self._made += 1
+        frozen = [self._freeze(self.vm_disks[name], dict(base or {}).get(name), lost) for name in wanted]
+        view = TrackedSnapshot(self, vm, base or {}, frozen, lost)
+        self.open_snapshots += 1
+        self.last_view = view
+        try:
+            yield view
+        finally:
+            self.open_snapshots -= 1
+            lost.cancel()
+
+    @asynccontextmanager
+    async def restore(self, vm: str, *, config: bytes | None, disks: Mapping[str, int]) -> AsyncIterator[TrackedTarget]:
+        yield TrackedTarget({name: MemoryDisk(bytes(size)) for name, size in disks.items()})
+
+    def _freeze(self, disk: TrackedDisk, base: Checkpoint | None, lost: asyncio.Future[str]) -> TrackedSnapshotDisk:
+        ranges = None
+        reason: str | None = None
+        if base is None:
+            reason = "no-checkpoint"
+        elif base.id not in disk.checkpoints:
+            reason = "cbt-expired"
+        else:
+            ranges = list(disk.checkpoints[base.id])
+        checkpoint = Checkpoint(id=f"{disk.name}-{self._made}", disk_identity=disk.name, size=len(disk.content))
+        disk.checkpoints[checkpoint.id] = set()
+        source = LosingDisk(bytes(disk.content), lost, self.lose_after)
+        return TrackedSnapshotDisk(disk.name, len(disk.content), source, checkpoint, ranges, reason)
+
+
+class LosingDisk(MemoryDisk):
+    """A frozen disk whose lease may be lost while it is read."""
+
+    def __init__(self, content: bytes, lost: asyncio.Future[str], lose_after: int | None) -> None:
+        super().__init__(content)
+        self._lost = lost
+        self._lose_after = lose_after
+
+    async def read_into(self, offset: int, buffer: memoryview) -> None:
+        await super().read_into(offset, buffer)
+        read = sum(length for _, length in self.reads)
+        if self._lose_after is not None and read >= self._lose_after and not self._lost.done():
+            self._lost.set_result("the lease ran out")

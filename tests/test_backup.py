@@ -1,0 +1,159 @@
+"""Backups with a platform that tracks changes: what is kept, what is read, and both sides of the commit."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from sfasync import CbtError, Engine, LeaseLostError, Repository, UsageError
+from sfasync.units import KiB, MiB
+
+from .support.memory import MemoryDisk
+from .support.tracking import TrackingPlatform
+
+SIZE = 20 * MiB + 512
+
+
+@pytest.fixture
+async def repository(tmp_path: Path) -> AsyncIterator[Repository]:
+    async with await Repository.open(tmp_path / "repository", create=True) as repository:
+        yield repository
+
+
+@pytest.fixture
+async def engine(repository: Repository) -> AsyncIterator[Engine]:
+    async with Engine(repository) as engine:
+        yield engine
+
+
+def content(size: int = SIZE) -> bytes:
+    return bytes(range(256)) * (10 * MiB // 256) + bytes(size - 10 * MiB)
+
+
+async def restored(engine: Engine, backup: str, disk: str, size: int) -> bytes:
+    target = MemoryDisk(b"\xff" * size)
+    await engine.restore_vm(backup, to_disks={disk: target})
+    return bytes(target.content)
+
+
+async def test_incrementals_read_only_what_changed(engine: Engine, repository: Repository) -> None:
+    platform = TrackingPlatform({"vda": content()})
+    disk = platform.vm_disks["vda"]
+    first = await engine.backup_vm("web-01", platform=platform)
+    assert (first.disks[0].mode, first.disks[0].reasons) == ("full", ("first-backup", "no-checkpoint"))
+
+    disk.write(3 * MiB + 5, b"changed")
+    disk.write(15 * MiB, b"new")
+    state_two = bytes(disk.content)
+    second = await engine.backup_vm("web-01", platform=platform)
+    assert (second.disks[0].mode, second.disks[0].reasons) == ("incremental", ())
+    assert second.disks[0].statistics.bytes_read <= 2 * MiB
+    assert second.disks[0].statistics.bytes_skipped == 9 * MiB
+
+    third = await engine.backup_vm("web-01", platform=platform)
+    assert third.disks[0].statistics.bytes_read == 0
+    assert third.disks[0].tree == second.disks[0].tree
+
+    assert await restored(engine, first.id, "vda", SIZE) == content()
+    assert await restored(engine, second.id, "vda", SIZE) == state_two
+    assert (await engine.verify(data=True)).ok
+    manifest = await repository.find(second.id)
+    assert [file.name for file in manifest.files] == ["nvram", "config.json"]
+    assert await repository.read_file(manifest, "config.json") == b'{"cpus": 2}'
+    assert platform.open_snapshots == 0
+    assert list(disk.checkpoints) == ["vda-3"]
+
+
+@pytest.mark.parametrize("size", [SIZE - 5 * MiB, SIZE + 5 * MiB, SIZE + 100 * KiB])
+async def test_a_resized_disk_is_restored_to_the_byte(engine: Engine, size: int) -> None:
+    platform = TrackingPlatform({"vda": content()})
+    disk = platform.vm_disks["vda"]
+    await engine.backup_vm("web-01", platform=platform)
+    disk.write(SIZE - 10, b"0123456789")
+    disk.resize(size)
+    second = await engine.backup_vm("web-01", platform=platform)
+    assert second.disks[0].reasons == ("disk-resized",)
+    assert await restored(engine, second.id, "vda", size) == bytes(disk.content)
+
+
+async def test_changed_to_zero_is_zero(engine: Engine) -> None:
+    platform = TrackingPlatform({"vda": content()})
+    disk = platform.vm_disks["vda"]
+    await engine.backup_vm("web-01", platform=platform)
+    disk.write(2 * MiB, bytes(3 * MiB))
+    second = await engine.backup_vm("web-01", platform=platform)
+    assert second.disks[0].statistics.bytes_read == 0
+    assert await restored(engine, second.id, "vda", SIZE) == bytes(disk.content)
+
+
+async def test_expired_tracking_makes_a_full_backup_with_the_reason(engine: Engine) -> None:
+    platform = TrackingPlatform({"vda": content()})
+    await engine.backup_vm("web-01", platform=platform)
+    platform.vm_disks["vda"].checkpoints.clear()
+    with pytest.raises(CbtError, match="cbt-expired"):
+        await engine.backup_vm("web-01", platform=platform, mode="incremental")
+    second = await engine.backup_vm("web-01", platform=platform)
+    assert (second.disks[0].mode, second.disks[0].reasons) == ("full", ("cbt-expired",))
+    assert second.disks[0].statistics.bytes_new == 0
+    third = await engine.backup_vm("web-01", platform=platform, mode="incremental")
+    assert third.disks[0].mode == "incremental"
+
+
+async def test_a_lost_lease_ends_the_backup(engine: Engine, repository: Repository) -> None:
+    platform = TrackingPlatform({"vda": content(), "vdb": content()})
+    platform.lose_after = 2 * MiB
+    with pytest.raises(LeaseLostError, match="the lease ran out"):
+        await engine.backup_vm("web-01", platform=platform)
+    assert await repository.backups() == []
+    assert platform.open_snapshots == 0
+    platform.lose_after = None
+    await engine.backup_vm("web-01", platform=platform)
+
+
+async def test_failing_to_drop_checkpoints_is_a_warning(engine: Engine) -> None:
+    platform = TrackingPlatform({"vda": content()})
+    await engine.backup_vm("web-01", platform=platform)
+    platform.fail_committed = True
+    second = await engine.backup_vm("web-01", platform=platform)
+    assert second.warnings == ("older checkpoints were not dropped: the platform is busy",)
+    platform.fail_committed = False
+    third = await engine.backup_vm("web-01", platform=platform)
+    assert third.disks[0].mode == "incremental"
+    assert list(platform.vm_disks["vda"].checkpoints) == ["vda-3"]
+
+
+async def test_a_failed_backup_does_not_advance_the_chain(engine: Engine) -> None:
+    platform = TrackingPlatform({"vda": content()})
+    disk = platform.vm_disks["vda"]
+    first = await engine.backup_vm("web-01", platform=platform)
+    disk.write(MiB, b"between")
+    platform.lose_after = 1
+    with pytest.raises(LeaseLostError):
+        await engine.backup_vm("web-01", platform=platform)
+    platform.lose_after = None
+    second = await engine.backup_vm("web-01", platform=platform)
+    assert second.parent == first.id
+    assert second.disks[0].mode == "incremental"
+    assert await restored(engine, second.id, "vda", SIZE) == bytes(disk.content)
+
+
+async def test_a_new_disk_is_full_beside_incremental_ones(engine: Engine) -> None:
+    platform = TrackingPlatform({"vda": content()})
+    await engine.backup_vm("web-01", platform=platform)
+    platform.vm_disks["vdb"] = TrackingPlatform({"vdb": content()}).vm_disks["vdb"]
+    second = await engine.backup_vm("web-01", platform=platform)
+    assert [(disk.id, disk.mode) for disk in second.disks] == [("vda", "incremental"), ("vdb", "full")]
+    only = await engine.backup_vm("web-01", ["vdb"], platform=platform)
+    assert [disk.id for disk in only.disks] == ["vdb"]
+
+
+@pytest.mark.parametrize("bad", ["", "a\nb", "x" * 256])
+async def test_bad_ids_are_refused_before_anything_happens(engine: Engine, bad: str) -> None:
+    with pytest.raises(UsageError, match="1 to 255 bytes of printable text"):
+        await engine.backup_vm(bad, {"vda": MemoryDisk(b"x")})
+    with pytest.raises(UsageError, match="1 to 255 bytes of printable text"):
+        await engine.backup_vm("web-01", {bad: MemoryDisk(b"x")})
+    with pytest.raises(UsageError, match="mode 'half'"):
+        await engine.backup_vm("web-01", {"vda": MemoryDisk(b"x")}, mode="half")
