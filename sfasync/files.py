@@ -209,3 +209,16 @@ def _name_exclusively(hidden: Path, path: Path) -> None:
         os.rename(hidden, path)
     else:
         os.unlink(hidden)
+
+
+def make_directory(path: Path) -> None:
+    """Create a directory, for its owner alone, and those above it that are missing; each is durable in its parent.
+
+    Raises:
+        OSError: As of mkdir(2), but not if the directory is there.
+    """
+    for directory in reversed([part for part in (path, *path.parents) if not part.exists()]):
+        directory.mkdir(0o700, exist_ok=True)
+        sync_directory(directory.parent)
+    if not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))

@@ -68,8 +68,12 @@ class Workers:
         self._executor.shutdown(wait=False)
 
 
-async def settled(future: Future[_T]) -> _T:
+async def settled(future: Future[_T], *, stop: Callable[[], None] | None = None) -> _T:
     """The result of a function that runs in a thread; never returns or raises while the thread is still in it.
+
+    Args:
+        future: From `Workers.submit`.
+        stop: Called when the caller is cancelled, so that the function can end early.
 
     Raises:
         asyncio.CancelledError: The caller was cancelled. Ask the future whether the function ran, and what came of it.
@@ -82,6 +86,8 @@ async def settled(future: Future[_T]) -> _T:
         except asyncio.CancelledError as error:
             cancellation = error
             future.cancel()
+            if stop is not None:
+                stop()
     if cancellation is not None:
         if not waiter.cancelled():
             waiter.exception()  # seen: the cancellation goes first

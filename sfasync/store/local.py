@@ -1,7 +1,7 @@
 """An object store in a directory of a local file system.
 
-An object is written to a file without a name, synced, and linked to its name, which fails if the name is taken: so it is
-created once, whole and durable, or not at all, and a writer that is killed leaves nothing. File systems that have no
+An object is written to a file without a name, synced, and linked to its name, which fails if the name is taken. So it
+is created once, whole and durable, or not at all, and a writer that is killed leaves nothing. File systems that have no
 nameless files get a ``.tmp-<random>`` name first; then a killed writer leaves that.
 
 A hold is an flock(2) taken before the object gets its name. Nobody can see the object unlocked while its creator lives,
@@ -38,7 +38,7 @@ _NOT_OURS = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
 # Our deepest key has five parts. Deeper trees are not ours and are not walked.
 _DEPTH = 6
 
-TEMPORARY_PREFIX = ".tmp-"
+_TEMPORARY_PREFIX = ".tmp-"
 
 Keys = list[str]  # within the class, `list` is a method
 
@@ -356,7 +356,7 @@ class LocalWriter:
         except OSError as error:
             if error.errno not in _NO_NAMELESS_FILES:
                 raise
-        self._temporary = TEMPORARY_PREFIX + secrets.token_hex(8)
+        self._temporary = _TEMPORARY_PREFIX + secrets.token_hex(8)
         return os.open(self._temporary, _CREATE, _FILE_MODE, dir_fd=directory)
 
     def _link(self) -> None:
@@ -384,6 +384,11 @@ class LocalHold:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file name is one that a writer uses until its object is complete."""
+    return name.startswith(_TEMPORARY_PREFIX)
 
 
 def open_nameless(directory: int) -> int:

@@ -1,8 +1,8 @@
 """Sealing and unsealing of blobs: what lies between the bytes of a disk and the bytes in a pack.
 
 A blob is compressed with zstd, or kept as it is when that saves less than 3 %. Its lengths tell which: a blob as long
-sealed as raw is raw. What was compressed is decompressed again and compared before anybody relies on it (restic #4523: a
-compressor that lost data).
+sealed as raw is raw. What was compressed is decompressed again and compared before anybody relies on it
+(restic #4523: a compressor that lost data).
 """
 
 from __future__ import annotations

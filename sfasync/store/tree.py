@@ -37,12 +37,12 @@ LEAF_CONTEXT = "sfasync 1 leaf"
 NODE_CONTEXT = "sfasync 1 node"
 DISK_CONTEXT = "sfasync 1 disk"
 
-_ZEROS = bytes(CHUNK_SIZES[-1])
+ZEROS = bytes(CHUNK_SIZES[-1])
 
 
 def is_zero(view: memoryview) -> bool:
     """Whether all bytes are zero; at most 4 MiB. One memcmp, no copy: 14 µs for 1 MiB of zeros, at once for others."""
-    return _ZEROS.startswith(view)
+    return ZEROS.startswith(view)
 
 
 def content_digest(data: Buffer) -> bytes:

@@ -1,0 +1,109 @@
+"""Reading blobs: found, fetched, unsealed and checked against their digests before anybody sees them."""
+
+from __future__ import annotations
+
+from ..errors import IntegrityError, ObjectMissingError
+from ..interfaces import Buffer, ObjectStore
+from .cache import Location
+from .locator import Locator
+from .names import pack_key
+from .seal import BlobKind, unseal
+from .tree import content_digest, page_digest
+
+
+class BlobReader:
+    """Reads blobs of a repository. Calls block; any thread may make them.
+
+    Args:
+        store: Where the packs are.
+        locator: Knows where in them.
+    """
+
+    def __init__(self, store: ObjectStore, locator: Locator) -> None:
+        self._store = store
+        self._locator = locator
+
+    def read(self, kind: BlobKind, name: bytes, length: int) -> bytes:
+        """A blob of `length` bytes.
+
+        Raises:
+            ObjectMissingError: No index knows it, or the packs said to have it are gone.
+            IntegrityError: Every copy of it is damaged.
+        """
+        data = bytearray(length)
+        self.read_into(kind, name, memoryview(data))
+        return bytes(data)
+
+    def read_into(self, kind: BlobKind, name: bytes, buffer: memoryview) -> None:
+        """A blob as long as the buffer, into it. After an error the buffer's content is undefined.
+
+        What is not where the cache says may have been moved meanwhile, or the cache may be wrong: the index is looked
+        at once more, then read anew, before the blob is given up.
+
+        Raises:
+            ObjectMissingError, IntegrityError: As `read`.
+        """
+        failure: IntegrityError | None = None
+        for prepare in (None, self._locator.sync, self._locator.rebuild_once):
+            if prepare is not None:
+                prepare()
+            for location in self._locator.locations(kind, name, len(buffer)):
+                try:
+                    self._read_at(location, kind, name, buffer)
+                except IntegrityError as error:
+                    failure = failure or error
+                else:
+                    return
+        if failure is None:
+            raise ObjectMissingError(f"{describe(kind, name)} is in no pack of {self._store.location}")
+        raise failure
+
+    def _read_at(self, location: Location, kind: BlobKind, name: bytes, buffer: memoryview) -> None:
+        key = pack_key(location.pack)
+        if location.length == len(buffer):
+            self._fetch(key, location.offset, buffer)
+            check(kind, name, buffer, key)
+            return
+        sealed = memoryview(bytearray(location.length))
+        self._fetch(key, location.offset, sealed)
+        data = open_blob(kind, name, len(buffer), sealed, key)
+        buffer[:] = data
+
+    def _fetch(self, key: str, offset: int, buffer: memoryview) -> None:
+        if self._store.read_into(key, offset, buffer) != len(buffer):
+            raise IntegrityError(f"{key} is damaged: it is shorter than the index says", path=key)
+
+
+def open_blob(kind: int, name: bytes, length: int, sealed: Buffer, key: str) -> Buffer:
+    """The bytes of a blob, unsealed and checked.
+
+    Args:
+        kind, name, length: Which blob; `length` before sealing.
+        sealed: Its sealed bytes.
+        key: The pack they come from, for messages.
+
+    Raises:
+        IntegrityError: They are not that blob.
+    """
+    try:
+        data = unseal(sealed, length)
+    except IntegrityError as error:
+        raise IntegrityError(f"{describe(kind, name)} in {key} is damaged: {error}", path=key) from error
+    check(kind, name, data, key)
+    return data
+
+
+def check(kind: int, name: bytes, data: Buffer, key: str) -> None:
+    """See that bytes have the digest that names them.
+
+    Raises:
+        IntegrityError: They have another.
+    """
+    found = page_digest(data) if kind == BlobKind.PAGE else content_digest(data)
+    if found != name:
+        raise IntegrityError(f"{describe(kind, name)} in {key} is damaged: its bytes have another digest", path=key)
+
+
+def describe(kind: int, name: bytes) -> str:
+    """A blob, for messages: ``chunk 1f00…``."""
+    return f"{BlobKind(kind).name.lower()} {name.hex()}"

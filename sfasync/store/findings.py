@@ -1,0 +1,77 @@
+"""What a verification found, collected by its threads."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from ..models import Problem
+
+MOST_PROBLEMS = 10_000
+"""More problems are counted, not told: a list of every blob of a lost repository helps nobody."""
+
+
+@dataclass(slots=True)
+class _Found:
+    problem: str
+    backups: set[str] = field(default_factory=set)
+
+
+class Findings:
+    """Damage, by object and detail, with the backups it touches. Any thread may add.
+
+    Attributes:
+        objects, blobs, bytes_read: As of `VerifyResult`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: dict[tuple[str, int | None], _Found] = {}
+        self._untold = 0
+        self.objects = 0
+        self.blobs = 0
+        self.bytes_read = 0
+
+    def count(self, *, objects: int = 0, blobs: int = 0, bytes_read: int = 0) -> None:
+        """Add to what was looked at."""
+        with self._lock:
+            self.objects += objects
+            self.blobs += blobs
+            self.bytes_read += bytes_read
+
+    def add(self, key: str, problem: str, *, detail: int | None = None) -> None:
+        """Record damage.
+
+        Args:
+            key: The object concerned.
+            problem: What is wrong, in one line.
+            detail: Which part of the object; None for the object as such. Each has one problem, the first.
+        """
+        with self._lock:
+            if len(self._found) >= MOST_PROBLEMS:
+                self._untold += 1
+            else:
+                self._found.setdefault((key, detail), _Found(problem))
+
+    def blame(self, key: str, backup: str, *, detail: int | None = None) -> None:
+        """Record that a backup needs what is damaged."""
+        with self._lock:
+            found = self._found.get((key, detail)) or self._found.get((key, None))
+            if found is not None:
+                found.backups.add(backup)
+
+    def problems(self) -> tuple[Problem, ...]:
+        """Everything found, by object."""
+        with self._lock:
+            told = [
+                Problem(object=key, problem=found.problem, backups=tuple(sorted(found.backups)))
+                for (key, _), found in sorted(self._found.items(), key=_order)
+            ]
+            if self._untold:
+                told.append(Problem(object="", problem=f"{self._untold} more problems are not listed"))
+            return tuple(told)
+
+
+def _order(item: tuple[tuple[str, int | None], _Found]) -> tuple[str, int]:
+    (key, detail), _ = item
+    return key, -1 if detail is None else detail

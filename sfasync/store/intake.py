@@ -1,0 +1,235 @@
+"""Takes in the blobs of one session: deduplicates them, packs them, makes packs and index durable.
+
+A blob is stored unless the index knows it in a usable pack, or this session has stored it. Packs are closed beside the
+sealing, at most two of a class at a time: when the store is slower than the sealing, `add` waits. Every so many packs
+an index object is written, so that what is remembered here stays bounded.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import NamedTuple
+
+from ..errors import SfasyncError, StateError
+from ..interfaces import Buffer, ObjectStore
+from ..workers import Workers
+from .index import IndexReader, encode_index
+from .locator import Locator
+from .names import index_key
+from .objects import ObjectKind, encode
+from .packs import Pack, PackClass, PackWriter
+from .seal import BlobKind, seal
+
+INDEX_PACKS = 64
+INDEX_BLOBS = 16384
+"""An index object is written when so many packs, or so many blobs, are durable and in no index."""
+
+_CLOSINGS = 2
+
+_Key = tuple[int, bytes, int]
+
+
+class Stored(NamedTuple):
+    """What became of a blob.
+
+    Attributes:
+        new: Whether the repository did not have it.
+        length: Bytes written for it.
+        seconds: Spent in writing and in waiting for packs to be closed.
+    """
+
+    new: bool
+    length: int = 0
+    seconds: float = 0.0
+
+
+class Intake:
+    """Where the new blobs of a session go. Calls block; any thread may make them, but for `finish` and `abort`.
+
+    Args:
+        store: Where the repository is.
+        repository: Its id.
+        session: Name of the session.
+        locator: Knows the blobs that are there.
+        closers: Threads for closing packs. They must not be those that call `add`, which waits for them.
+
+    Attributes:
+        relied_on: Packs of other sessions that blobs were found in.
+    """
+
+    def __init__(self, store: ObjectStore, repository: bytes, session: str, locator: Locator, closers: Workers) -> None:
+        self._store = store
+        self._repository = repository
+        self._locator = locator
+        self._lock = threading.Lock()
+        self._own: set[_Key] = set()  # stored by this session, and not yet in the locator
+        self._unindexed: list[Pack] = []
+        self._failure: BaseException | None = None
+        self._lines = {class_: _Line(self, store, repository, class_, session, closers) for class_ in PackClass}
+        self.relied_on: set[bytes] = set()
+
+    def add(self, kind: BlobKind, name: bytes, data: Buffer) -> Stored:
+        """Store a blob, unless it is there.
+
+        Args:
+            kind: What it is.
+            name: Its digest.
+            data: Its bytes; not touched after the return.
+
+        Raises:
+            StorageError: It could not be written. The session has failed: nothing more can be stored in it.
+        """
+        key = (int(kind), name, len(data))
+        pack = self._locator.usable(kind, name, len(data))
+        with self._lock:
+            self._check()
+            if key in self._own:
+                return Stored(False)
+            if pack is not None:
+                self.relied_on.add(pack)
+                return Stored(False)
+            self._own.add(key)  # who meets the same blob now need not store it: should this fail, the session has
+        try:
+            sealed = seal(data)
+            began = time.perf_counter()
+            class_ = PackClass.DATA if kind == BlobKind.CHUNK else PackClass.META
+            self._lines[class_].append(kind, name, len(data), sealed)
+        except BaseException as error:
+            self.fail(error)
+            raise
+        return Stored(True, len(sealed), time.perf_counter() - began)
+
+    def finish(self) -> None:
+        """Make everything durable: packs, then the index.
+
+        Raises:
+            StorageError: Something could not be.
+        """
+        for line in self._lines.values():
+            line.finish()
+        with self._lock:
+            self._check()
+        self._write_index(1, 1)
+
+    def abort(self) -> None:
+        """Drop the packs under construction. What is durable already gets its index, as far as that can be done, so
+        that the next backup finds it; nobody else ever looks for it.
+        """
+        self.fail(StateError("the session was aborted"))
+        for line in self._lines.values():
+            line.abort()
+        with suppress(SfasyncError):  # then these packs are left-overs
+            self._write_index(1, 1)
+
+    def fail(self, error: BaseException) -> None:
+        """Let nothing more be stored; the first failure is the one that is told."""
+        with self._lock:
+            self._failure = self._failure or error
+
+    def closed(self, pack: Pack) -> None:
+        """A pack is durable."""
+        with self._lock:
+            self._unindexed.append(pack)
+        self._write_index(INDEX_PACKS, INDEX_BLOBS)
+
+    def _write_index(self, packs: int, blobs: int) -> None:
+        """Write an index object, if there are as many packs or blobs that need one."""
+        with self._lock:
+            waiting = sum(len(pack.blobs) for pack in self._unindexed)
+            if len(self._unindexed) < packs and waiting < blobs:
+                return
+            covered, self._unindexed = self._unindexed, []
+        index = secrets.token_bytes(16)
+        key = index_key(index)
+        payload = encode_index(covered)
+        self._store.put(key, encode(ObjectKind.INDEX, key, self._repository, payload))
+        self._locator.add(index, IndexReader(memoryview(payload), key))
+        with self._lock:
+            self._own.difference_update((blob.kind, blob.name, blob.raw) for pack in covered for blob in pack.blobs)
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+
+class _Line:
+    """The packs of one class, one after the other."""
+
+    def __init__(
+        self,
+        intake: Intake,
+        store: ObjectStore,
+        repository: bytes,
+        class_: PackClass,
+        session: str,
+        closers: Workers,
+    ) -> None:
+        self._intake = intake
+        self._store = store
+        self._repository = repository
+        self._class = class_
+        self._session = session
+        self._closers = closers
+        self._lock = threading.Lock()
+        self._free = threading.BoundedSemaphore(_CLOSINGS)
+        self._open: PackWriter | None = None
+        self._ended = False
+        self._closings: set[Future[None]] = set()
+
+    def append(self, kind: BlobKind, name: bytes, raw: int, sealed: Buffer) -> None:
+        with self._lock:
+            if self._ended:
+                raise StateError("the session has ended")
+            if self._open is None:
+                pack = secrets.token_bytes(16)
+                self._open = PackWriter(self._store, pack, self._repository, self._class, self._session)
+            if self._open.append(kind, name, raw, sealed):
+                self._close()
+
+    def finish(self) -> None:
+        """Close the last pack and wait until all are durable, or have failed."""
+        with self._lock:
+            self._ended = True
+            if self._open is not None:
+                self._close()
+        self._wait()
+
+    def abort(self) -> None:
+        """Drop the open pack and wait for those that are being closed."""
+        with self._lock:
+            self._ended = True
+            if self._open is not None:
+                self._open.abort()
+                self._open = None
+        self._wait()
+
+    def _close(self) -> None:
+        """Begin to close the open pack; waits while too many are being closed."""
+        writer, self._open = self._open, None
+        assert writer is not None
+        self._free.acquire()
+        try:
+            closing = self._closers.submit(self._make_durable, writer)
+        except RuntimeError:
+            self._free.release()
+            writer.abort()
+            raise StateError("the repository was closed while a backup went into it") from None
+        self._closings.add(closing)
+        closing.add_done_callback(self._closings.discard)
+
+    def _make_durable(self, writer: PackWriter) -> None:
+        try:
+            self._intake.closed(writer.close())
+        except BaseException as error:
+            self._intake.fail(error)
+            raise
+        finally:
+            self._free.release()
+
+    def _wait(self) -> None:
+        for closing in list(self._closings):
+            closing.exception()  # what failed has been told to the intake

@@ -1,0 +1,194 @@
+"""Finds blobs: keeps the cache in step with the index objects, and replaces it when it turns out to be damaged."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from ..errors import IntegrityError, RepositoryVersionError, StorageError
+from ..interfaces import ObjectStore
+from .cache import IndexCache, Location, cache_path
+from .index import MAX_INDEX, IndexReader
+from .names import INDEX, PACKS, TOMBSTONES, index_key, parse_index, parse_pack, parse_tombstone
+from .objects import ObjectKind, decode
+from .seal import BlobKind
+
+log = logging.getLogger("sfasync")
+
+_T = TypeVar("_T")
+
+_SIDE_FILES = ("", "-wal", "-shm", "-journal")
+
+
+class Locator:
+    """Where the blobs of a repository are. Calls block; any thread may make them.
+
+    Args:
+        store: Where the repository is.
+        repository: Its id.
+        private: Use a cache of its own that begins empty and trusts nothing that was remembered.
+    """
+
+    def __init__(self, store: ObjectStore, repository: bytes, *, private: bool = False) -> None:
+        self._store = store
+        self._repository = repository
+        self._lock = threading.Lock()
+        self._private = private
+        self._rebuilt = private
+        self._path: Path | None = None
+        self._cache: IndexCache | None = None
+
+    @property
+    def cache(self) -> IndexCache:
+        """The cache, opened when it is first needed.
+
+        Raises:
+            StorageError: There is no place at all for one.
+        """
+        with self._lock:
+            if self._cache is None:
+                self._path = None if self._private else cache_path(self._repository)
+                self._cache = self._open()
+            return self._cache
+
+    def close(self) -> None:
+        """Give the cache back; idempotent. No other call may follow."""
+        if self._cache is not None:
+            self._cache.close()
+
+    def sync(self) -> list[IntegrityError | RepositoryVersionError]:
+        """Take in index objects that are new, drop those that are gone or replaced.
+
+        Returns:
+            What was wrong with objects that could not be taken in; the blobs only they know are not found.
+        """
+        return self._use(self._sync)
+
+    def set_usable(self) -> None:
+        """Let deduplication rely on packs that are there and are not about to go, and on no others."""
+        usable = usable_packs(self._store)
+        self._use(lambda cache: cache.set_usable(usable))
+
+    def usable(self, kind: BlobKind, name: bytes, raw: int) -> bytes | None:
+        """Id of a pack in which deduplication may rely on the blob, or None."""
+        return self._use(lambda cache: cache.usable(kind, name, raw))
+
+    def locations(self, kind: BlobKind, name: bytes, raw: int) -> list[Location]:
+        """Everywhere the blob is said to be."""
+        return self._use(lambda cache: cache.locations(kind, name, raw))
+
+    def add(self, index: bytes, reader: IndexReader) -> None:
+        """Take in an index object that was just made durable."""
+        self._use(lambda cache: cache.add(index, reader))
+
+    def rebuild_once(self) -> bool:
+        """Make the cache anew, if this locator has not yet done so: it may be what is wrong.
+
+        Returns:
+            Whether it was made anew.
+        """
+        with self._lock:
+            if self._rebuilt:
+                return False
+            self._replace()
+        self.sync()
+        return True
+
+    # --- the cache ----------------------------------------------------------------------------------------------------
+
+    def _sync(self, cache: IndexCache) -> list[IntegrityError | RepositoryVersionError]:
+        listed = {index for key in self._store.list(INDEX) if (index := parse_index(key)) is not None}
+        for index in cache.loaded() - listed:
+            cache.drop(index)
+        damaged: list[IntegrityError | RepositoryVersionError] = []
+        for index in sorted(listed - cache.loaded() - cache.superseded()):
+            try:
+                cache.add(index, self._read(index))
+            except (IntegrityError, RepositoryVersionError) as error:
+                if not self._private:
+                    log.warning("an index object is left out: %s", error)
+                damaged.append(error)
+        for index in cache.loaded() & cache.superseded():
+            cache.drop(index)
+        return damaged
+
+    def _read(self, index: bytes) -> IndexReader:
+        key = index_key(index)
+        frame = decode(self._store.get(key, limit=MAX_INDEX), key, self._repository, ObjectKind.INDEX)
+        return IndexReader(frame.payload, key)
+
+    def _use(self, use: Callable[[IndexCache], _T]) -> _T:
+        """The result of a function of the cache; when that fails, of a cache made anew, the second time elsewhere.
+
+        Raises:
+            StorageError: There is no place for a cache that works.
+        """
+        failure: sqlite3.Error | None = None
+        for _ in range(3):
+            cache = self.cache
+            try:
+                return use(cache)
+            except sqlite3.Error as error:
+                failure = error
+            log.warning("the cache of the index is made anew: %s", failure)
+            try:
+                self._recover(cache, failure)
+            except sqlite3.Error as error:
+                failure = error
+        raise StorageError(f"the cache of the index cannot be used: {failure}") from failure
+
+    def _recover(self, failed: IndexCache, error: sqlite3.Error) -> None:
+        """Replace a cache that failed, unless another thread has done so."""
+        with self._lock:
+            if self._cache is not failed:
+                return
+            if isinstance(error, sqlite3.OperationalError):  # locked, full, read-only: the place is of no use to us
+                self._path = None
+            self._sync(self._replace())
+
+    def _replace(self) -> IndexCache:
+        self._rebuilt = True
+        if self._cache is not None:
+            self._cache.close()
+        _remove(self._path)
+        self._cache = self._open()
+        return self._cache
+
+    def _open(self) -> IndexCache:
+        if self._path is not None:
+            try:
+                return IndexCache(self._path, self._repository)
+            except sqlite3.OperationalError:
+                self._path = None
+            except sqlite3.Error as error:
+                log.warning("the cache of the index is made anew: %s", error)
+                _remove(self._path)
+        try:
+            return IndexCache(self._path, self._repository)
+        except sqlite3.Error:
+            self._path = None
+        try:
+            return IndexCache(None, self._repository)
+        except sqlite3.Error as error:
+            raise StorageError(f"there is no place for a cache of the index: {error}") from error
+
+
+def usable_packs(store: ObjectStore) -> set[bytes]:
+    """Packs that are there and are not about to go. Tombstones are listed last: what has none then is safe from those
+    who look for sessions after they wrote one.
+    """
+    present = {pack for key in store.list(PACKS) if (pack := parse_pack(key)) is not None}
+    return present - {parse_tombstone(key) for key in store.list(TOMBSTONES)}
+
+
+def _remove(path: Path | None) -> None:
+    """Remove the file of a cache and what SQLite keeps beside it, as far as that can be done."""
+    for suffix in _SIDE_FILES if path is not None else ():
+        try:
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("cannot remove %s%s: %s", path, suffix, error.strerror)

@@ -1,0 +1,165 @@
+"""Small records as JSON: manifests, sessions, voids, the configuration.
+
+There is one way to write a record: keys sorted, no spaces, no field left out. What reads back to other bytes was not
+written by us and is refused, so unknown and repeated fields, other spellings of numbers and everything else that a
+lenient parser would let pass never come in. A new field is a new feature bit in the frame.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from ..errors import IntegrityError, UsageError, printable
+from ..interfaces import Buffer
+from ..models import Manifest
+from ..units import KiB
+from .names import LAST_SEQ
+from .seal import MAX_FILE
+from .tree import CHUNK_SIZES
+
+MAX_RECORD = 64 * KiB
+MAX_OBJECT = MAX_RECORD + 4 * KiB
+"""A record, and the object around it, in bytes."""
+
+MAX_DISK = 2**63 - 1
+FORMAT = 1
+
+_T = TypeVar("_T")
+
+_ID = re.compile(r"[0-9a-f]{32}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_MODES = ("full", "incremental")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """What holds for a whole repository.
+
+    Attributes:
+        format: Version of the format.
+        id: 32 hex digits, random.
+        chunk_size: Bytes of a chunk.
+        created: Seconds since the epoch.
+    """
+
+    format: int
+    id: str
+    chunk_size: int
+    created: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRecord:
+    """A session, for people and for those who will look for what must not be removed.
+
+    Attributes:
+        host, pid: Where it runs.
+        created: Seconds since the epoch.
+        parent: Key of the manifest it builds on.
+        roots: Roots (hex) of the disks of that backup: everything below is in use.
+    """
+
+    host: str
+    pid: int
+    created: float
+    parent: str | None
+    roots: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VoidRecord:
+    """In the place of a manifest: there is no such backup, and never will be.
+
+    Attributes:
+        reason: ``fenced`` by another session, or ``aborted`` by its own.
+        created: Seconds since the epoch.
+    """
+
+    reason: str
+    created: float
+
+
+def encode_record(record: object) -> bytes:
+    """The payload for a record.
+
+    Raises:
+        UsageError: It is larger than 64 KiB, or has text that cannot be written.
+    """
+    try:
+        payload = msgspec.json.encode(record, order="sorted")
+        # once more from what a reader makes of it: a float that was given as an int is written as a float
+        payload = msgspec.json.encode(msgspec.json.decode(payload, type=type(record)), order="sorted")
+    except (msgspec.MsgspecError, UnicodeError, TypeError, ValueError) as error:
+        raise UsageError(f"the {type(record).__name__} cannot be written: {printable(str(error))}") from error
+    if len(payload) > MAX_RECORD:
+        raise UsageError(f"the {type(record).__name__} has {len(payload)} bytes; {MAX_RECORD} are the most")
+    return payload
+
+
+def decode_record(payload: Buffer, kind: type[_T], key: str) -> _T:
+    """The record in a payload of at most 64 KiB.
+
+    Raises:
+        IntegrityError: It is none of this kind, or is not written as we write it.
+    """
+    try:
+        record = msgspec.json.decode(payload, type=kind)
+        written = msgspec.json.encode(record, order="sorted")
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError) as error:
+        raise _refused(key, printable(str(error))) from error
+    if len(payload) > MAX_RECORD or written != payload:
+        raise _refused(key, "it is not in canonical form")
+    return record
+
+
+def decode_configuration(payload: Buffer, key: str) -> Configuration:
+    """The configuration in a payload.
+
+    Raises:
+        IntegrityError: As `decode_record`, or a value is out of range.
+    """
+    configuration = decode_record(payload, Configuration, key)
+    _require(configuration.format == FORMAT, key, "its format is not 1")
+    _require(_ID.fullmatch(configuration.id) is not None, key, "its id is not 32 hex digits")
+    _require(configuration.chunk_size in CHUNK_SIZES, key, f"its chunk size is {configuration.chunk_size}")
+    return configuration
+
+
+def check_manifest(manifest: Manifest, key: str) -> None:
+    """See that every value is in range.
+
+    Raises:
+        IntegrityError: One is not.
+    """
+    _require(_ID.fullmatch(manifest.id) is not None, key, "its id is not 32 hex digits")
+    _require(_ID.fullmatch(manifest.repository) is not None, key, "its repository is not 32 hex digits")
+    _require(manifest.parent is None or _ID.fullmatch(manifest.parent) is not None, key, "its parent is no id")
+    _require(0 < manifest.seq <= LAST_SEQ, key, f"its number is {manifest.seq}")
+    _require(math.isfinite(manifest.time), key, "its time is no time")
+    _require(len({disk.id for disk in manifest.disks}) == len(manifest.disks), key, "a disk is in it twice")
+    _require(len({file.name for file in manifest.files}) == len(manifest.files), key, "a file is in it twice")
+    for disk in manifest.disks:
+        name = f"disk {disk.id!r}"
+        _require(0 <= disk.size <= MAX_DISK, key, f"{name} has {disk.size} bytes")
+        _require(_DIGEST.fullmatch(disk.root) is not None, key, f"the root of {name} is no digest")
+        _require(_DIGEST.fullmatch(disk.tree) is not None, key, f"the tree digest of {name} is no digest")
+        _require(disk.mode in _MODES, key, f"the mode of {name} is {disk.mode!r}")
+        if disk.checkpoint is not None:
+            _require(0 <= disk.checkpoint.size <= MAX_DISK, key, f"the checkpoint of {name} has a wrong size")
+    for file in manifest.files:
+        _require(0 <= file.size <= MAX_FILE, key, f"file {file.name!r} has {file.size} bytes")
+        _require(_DIGEST.fullmatch(file.digest) is not None, key, f"the digest of file {file.name!r} is none")
+
+
+def _require(condition: bool, key: str, what: str) -> None:
+    if not condition:
+        raise _refused(key, printable(what))
+
+
+def _refused(key: str, why: str) -> IntegrityError:
+    return IntegrityError(f"{printable(key)} is not a record of its kind: {why}", path=key)

@@ -1,0 +1,161 @@
+"""The small objects of a repository, read and written as records: manifests and voids, sessions and their ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+
+from ..errors import IntegrityError, ObjectExistsError, ObjectMissingError, RepositoryVersionError, printable
+from ..interfaces import Hold, ObjectStore
+from ..models import Manifest
+from .manifest import (
+    MAX_OBJECT,
+    SessionRecord,
+    VoidRecord,
+    check_manifest,
+    decode_record,
+    encode_record,
+)
+from .names import (
+    BACKUPS,
+    SESSIONS,
+    Numbered,
+    backup_key,
+    end_key,
+    parse_backup,
+    parse_end,
+    parse_session,
+    session_key,
+    vm_name,
+)
+from .objects import Frame, ObjectKind, decode, encode
+
+log = logging.getLogger("sfasync")
+
+
+class Records:
+    """Reads and creates the small objects. Calls block; any thread may make them.
+
+    Args:
+        store: Where the repository is.
+        repository: Its id.
+    """
+
+    def __init__(self, store: ObjectStore, repository: bytes) -> None:
+        self.store = store
+        self.repository = repository
+
+    # --- manifests ----------------------------------------------------------------------------------------------------
+
+    def numbered(self, vm: str | None = None) -> list[Numbered]:
+        """The places under which manifests or voids are, of one VM (its name in keys) or of all, in order."""
+        keys = self.store.list(BACKUPS if vm is None else f"{BACKUPS}{vm}/")
+        return [place for key in keys if (place := parse_backup(key)) is not None]
+
+    def manifest(self, place: Numbered) -> Manifest | None:
+        """The manifest in a place; None for a void.
+
+        Raises:
+            ObjectMissingError: There is neither.
+            IntegrityError: It is damaged.
+            RepositoryVersionError: A newer version wrote it.
+        """
+        key = backup_key(*place)
+        frame = self._read(key, ObjectKind.MANIFEST, ObjectKind.VOID)
+        if frame.head.kind == ObjectKind.VOID:
+            decode_record(frame.payload, VoidRecord, key)
+            return None
+        manifest = decode_record(frame.payload, Manifest, key)
+        check_manifest(manifest, key)
+        belongs = vm_name(self.repository, manifest.vm), manifest.seq, manifest.repository
+        if belongs != (*place, self.repository.hex()):
+            raise IntegrityError(f"{printable(key)} is damaged: its record belongs elsewhere", path=key)
+        return manifest
+
+    def manifests(self, places: Iterable[Numbered]) -> list[Manifest]:
+        """The backups in these places. One that cannot be read is left out, with a warning in the log: it must not
+        keep the others from their owner, and verify tells all about it.
+        """
+        found = []
+        for place in places:
+            try:
+                manifest = self.manifest(place)
+            except ObjectMissingError:
+                continue  # forgotten since it was listed
+            except (IntegrityError, RepositoryVersionError) as error:
+                log.warning("a backup is left out: %s", error)
+                continue
+            if manifest is not None:
+                found.append(manifest)
+        return found
+
+    def put_manifest(self, place: Numbered, manifest: Manifest) -> None:
+        """Create a manifest: from now on there is this backup.
+
+        Raises:
+            ObjectExistsError: The place is taken.
+            UsageError: The manifest is larger than 64 KiB.
+        """
+        self._put(ObjectKind.MANIFEST, backup_key(*place), manifest)
+
+    def put_void(self, place: Numbered, reason: str) -> None:
+        """Take the place of a manifest for good, unless it is taken."""
+        with suppress(ObjectExistsError):
+            self._put(ObjectKind.VOID, backup_key(*place), VoidRecord(reason=reason, created=time.time()))
+
+    # --- sessions -----------------------------------------------------------------------------------------------------
+
+    def sessions(self, vm: str | None = None) -> list[Numbered]:
+        """The places that have a session object, of one VM or of all."""
+        places = [parse_session(key) for key in self.store.list(SESSIONS)]
+        return [place for place in places if place is not None and vm in (None, place.vm)]
+
+    def ends(self, vm: str) -> list[Numbered]:
+        """The places of a VM that have an end of a session."""
+        places = [parse_end(key) for key in self.store.list(SESSIONS)]
+        return [place for place in places if place is not None and place.vm == vm]
+
+    def session(self, place: Numbered) -> SessionRecord:
+        """What a session says of itself; errors as of `manifest`."""
+        key = session_key(*place)
+        return decode_record(self._read(key, ObjectKind.SESSION).payload, SessionRecord, key)
+
+    def end(self, place: Numbered) -> None:
+        """Check the end of a session; errors as of `manifest`."""
+        key = end_key(*place)
+        if len(self._read(key, ObjectKind.END).payload) != 0:
+            raise IntegrityError(f"{printable(key)} is damaged: it should be empty", path=key)
+
+    def hold_session(self, place: Numbered, parent: tuple[Numbered, Manifest] | None) -> Hold:
+        """Create the object of a session and hold it.
+
+        Raises:
+            ObjectExistsError: Somebody else did.
+        """
+        record = SessionRecord(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            created=time.time(),
+            parent=backup_key(*parent[0]) if parent else None,
+            roots=tuple(disk.root for disk in parent[1].disks) if parent else (),
+        )
+        key = session_key(*place)
+        return self.store.hold(key, encode(ObjectKind.SESSION, key, self.repository, encode_record(record)))
+
+    def put_end(self, place: Numbered) -> None:
+        """Record that a session has ended, unless that is recorded."""
+        key = end_key(*place)
+        with suppress(ObjectExistsError):
+            self.store.put(key, encode(ObjectKind.END, key, self.repository, b""))
+
+    # --- objects ------------------------------------------------------------------------------------------------------
+
+    def _read(self, key: str, *kinds: ObjectKind) -> Frame:
+        return decode(self.store.get(key, limit=MAX_OBJECT), key, self.repository, *kinds)
+
+    def _put(self, kind: ObjectKind, key: str, record: object) -> None:
+        self.store.put(key, encode(kind, key, self.repository, encode_record(record)))

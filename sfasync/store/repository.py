@@ -1,0 +1,396 @@
+"""A repository: backups of any number of VMs in one place, deduplicated, incremental for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from ..errors import (
+    BackupNotFoundError,
+    BusyError,
+    IntegrityError,
+    ObjectExistsError,
+    ObjectMissingError,
+    RepositoryError,
+    StateError,
+    StorageError,
+    TargetRefusedError,
+    UsageError,
+    printable,
+)
+from ..files import make_directory, storage_error
+from ..models import Manifest, VerifyResult
+from ..units import MiB
+from ..workers import Workers, settled
+from .blobs import BlobReader
+from .disk import StoredDisk
+from .local import LocalStore, is_temporary
+from .locator import Locator
+from .manifest import FORMAT, MAX_OBJECT, Configuration, decode_configuration, encode_record
+from .names import CONFIG, vm_name
+from .objects import ObjectKind, check_writable, decode, encode
+from .records import Records
+from .seal import BlobKind
+from .session import Session, claim
+from .tree import CHUNK_SIZES, ZERO
+from .verify import Verification
+
+_CLOSERS = 2
+_POLL_SECONDS = 0.2
+_SHORTEST_PREFIX = 4
+_PREFIX = re.compile(rf"[0-9a-f]{{{_SHORTEST_PREFIX},32}}")
+_LATEST = "@latest"
+_NOT_CONTENT = ("lost+found",)  # of a file system that is mounted there
+
+
+class Repository:
+    """Backups in a directory: a `BackupStore`. Made by `open` or `init`; belongs to one event loop.
+
+    Attributes:
+        location: The directory.
+        id: 32 hex digits, random.
+        chunk_size: Bytes of a chunk.
+    """
+
+    def __init__(self, store: LocalStore, configuration: Configuration, workers: Workers) -> None:
+        self.location = store.location
+        self.id = configuration.id
+        self.chunk_size = configuration.chunk_size
+        self._store = store
+        self._workers = workers
+        self._closers = Workers(_CLOSERS, "sfasync-pack")
+        self._records = Records(store, bytes.fromhex(configuration.id))
+        self._locator = Locator(store, self._records.repository)
+        self._blobs = BlobReader(store, self._locator)
+        self._sessions: set[Session] = set()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Repository {self.id[:12]} in {self.location}{', closed' if self._closed else ''}>"
+
+    @classmethod
+    async def open(cls, location: str | os.PathLike[str], *, create: bool = False) -> Repository:
+        """Open a repository.
+
+        Args:
+            location: Its directory.
+            create: Make it if there is none.
+
+        Raises:
+            RepositoryError: There is none, or its configuration cannot be read.
+            RepositoryVersionError: A newer version made it.
+            StorageError: It could not be created.
+        """
+        path = _local_path(location)
+        if create:
+            try:
+                return await cls.init(path)
+            except TargetRefusedError:
+                pass  # there is one, or what `open` has more to say about
+        return await cls._in_thread(_open, path)
+
+    @classmethod
+    async def init(cls, location: str | os.PathLike[str], *, chunk_size: int = MiB) -> Repository:
+        """Make a repository in a directory that does not exist or is empty.
+
+        Args:
+            location: The directory.
+            chunk_size: Bytes of a chunk, 256 KiB to 4 MiB, a power of two; never changes.
+
+        Raises:
+            UsageError: The chunk size is none of these.
+            TargetRefusedError: The directory holds something.
+            StorageError: It could not be created, or its file system cannot create files exclusively.
+        """
+        path = _local_path(location)
+        if chunk_size not in CHUNK_SIZES:
+            sizes = ", ".join(str(size) for size in CHUNK_SIZES)
+            raise UsageError(f"a chunk size of {chunk_size} is none of {sizes}")
+        return await cls._in_thread(_init, path, chunk_size)
+
+    @classmethod
+    async def _in_thread(cls, function: Callable[..., tuple[LocalStore, Configuration]], *args: object) -> Repository:
+        workers = Workers(max(2, len(os.sched_getaffinity(0))), "sfasync-store")
+        future = workers.submit(function, *args)
+        try:
+            store, configuration = await settled(future)
+        except BaseException:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                future.result()[0].close()  # cancelled just when it was open
+            workers.close()
+            raise
+        return cls(store, configuration, workers)
+
+    async def __aenter__(self) -> Repository:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Abort the sessions that are open and give everything back. Idempotent; no other call may follow."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            await self._workers.run_to_end(self._close)
+        finally:
+            self._workers.close()
+            self._closers.close()
+
+    # --- backups ------------------------------------------------------------------------------------------------------
+
+    async def begin(self, vm: str, *, wait: float = 0.0) -> Session:
+        """Begin a backup of a VM, after at most `wait` seconds for another session of the same VM to end.
+
+        Cancelling leaves no session behind.
+
+        Raises:
+            BusyError: Another session works on the VM.
+            RepositoryError: The repository is not the one that was opened any more.
+            RepositoryVersionError: Only newer versions may write to it.
+            StorageError: The session could not be created.
+        """
+        self._require_open()
+        deadline = time.monotonic() + wait
+        while True:
+            future = self._workers.submit(self._begin, vm)
+            try:
+                return await settled(future)
+            except asyncio.CancelledError:
+                if not future.cancelled() and future.exception() is None:
+                    await future.result().abort()
+                raise
+            except BusyError:
+                if time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+
+    async def backups(self, vm: str | None = None) -> list[Manifest]:
+        """The backups, of one VM or of all, ordered by VM and number. Damaged ones are left out and logged.
+
+        Raises:
+            StorageError: The repository cannot be read.
+        """
+        self._require_open()
+        return await self._workers.run(self._backups, vm)
+
+    async def find(self, reference: str) -> Manifest:
+        """The backup meant by an id, a unique prefix of at least 4 digits, or ``VM@latest``.
+
+        Raises:
+            BackupNotFoundError: None matches, or several do.
+            StorageError: The repository cannot be read.
+        """
+        if reference.endswith(_LATEST):
+            vm = reference.removesuffix(_LATEST)
+            backups = await self.backups(vm)
+            if not backups:
+                raise BackupNotFoundError(f"there is no backup of VM {printable(vm)} in {self.location}")
+            return backups[-1]
+        if _PREFIX.fullmatch(reference) is None:
+            raise BackupNotFoundError(
+                f"{printable(reference)} is no backup: give an id, {_SHORTEST_PREFIX} or more of its first digits,"
+                f" or VM{_LATEST}"
+            )
+        found = [backup for backup in await self.backups() if backup.id.startswith(reference)]
+        if len(found) != 1:
+            what = f"{len(found)} backups begin with" if found else "there is no backup"
+            raise BackupNotFoundError(f"{what} {reference} in {self.location}")
+        return found[0]
+
+    def open_disk(self, manifest: Manifest, disk_id: str) -> StoredDisk:
+        """A disk of a backup as a source.
+
+        Raises:
+            BackupNotFoundError: The backup has no such disk.
+        """
+        self._require_open()
+        record = manifest.disk(disk_id)
+        if record is None:
+            raise BackupNotFoundError(f"backup {manifest.id} has no disk {disk_id!r}", disk=disk_id)
+        return StoredDisk(record, self.chunk_size, self._blobs, self._workers)
+
+    async def read_file(self, manifest: Manifest, name: str) -> bytes:
+        """A file of a backup that is not a disk.
+
+        Raises:
+            BackupNotFoundError: The backup has no such file.
+            IntegrityError: It is lost or damaged.
+        """
+        self._require_open()
+        record = next((file for file in manifest.files if file.name == name), None)
+        if record is None:
+            raise BackupNotFoundError(f"backup {manifest.id} has no file {name!r}")
+        digest = bytes.fromhex(record.digest)
+        if digest == ZERO:
+            return bytes(record.size)
+        return await self._workers.run(self._blobs.read, BlobKind.FILE, digest, record.size)
+
+    async def verify(
+        self, ids: Sequence[str] = (), *, data: bool = False, progress: Callable[[int, int], None] | None = None
+    ) -> VerifyResult:
+        """Check the given backups, or the whole repository, without changing anything.
+
+        Damage is in the result, not an exception. Cancelling stops it soon.
+
+        Args:
+            ids: Whole ids of backups; none for everything, left-overs included.
+            data: Read every byte of every file concerned and recompute all digests.
+            progress: Called on the loop with objects done and objects in all.
+
+        Raises:
+            BackupNotFoundError: An id is unknown.
+            StorageError: The repository cannot be read.
+        """
+        self._require_open()
+        verification = Verification(self._records, self.chunk_size, ids, data=data)
+        return await verification.run(self._workers.count, progress)
+
+    # --- in a thread --------------------------------------------------------------------------------------------------
+
+    def _begin(self, vm: str) -> Session:
+        self._check_writable()
+        claimed = claim(self._records, vm)
+        session = Session(
+            vm,
+            claimed,
+            chunk_size=self.chunk_size,
+            records=self._records,
+            locator=self._locator,
+            blobs=self._blobs,
+            workers=self._workers,
+            closers=self._closers,
+            on_end=self._sessions.discard,
+        )
+        self._sessions.add(session)
+        try:
+            self._locator.sync()
+            self._locator.set_usable()
+        except BaseException:
+            session.abort_now()
+            raise
+        return session
+
+    def _check_writable(self) -> None:
+        """See that the repository is still there, is this one, and is ours to write."""
+        configuration, data = _read_configuration(self._store)
+        if configuration.id != self.id:
+            raise RepositoryError(f"another repository is in {self.location} now; open it again", path=self.location)
+        check_writable(data, CONFIG)
+
+    def _backups(self, vm: str | None) -> list[Manifest]:
+        name = None if vm is None else vm_name(self._records.repository, vm)
+        return sorted(self._records.manifests(self._records.numbered(name)), key=lambda backup: (backup.vm, backup.seq))
+
+    def _close(self) -> None:
+        for session in list(self._sessions):
+            session.abort_now()
+        self._locator.close()
+        self._store.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StateError(f"the repository in {self.location} is closed; open it again")
+
+
+def _local_path(location: str | os.PathLike[str]) -> Path:
+    """The directory meant; relative ones are made absolute now, whatever the process does later.
+
+    Raises:
+        UsageError: It is a URL, or cannot be a path.
+    """
+    text = os.fspath(location)
+    if "://" in text:
+        raise UsageError(f"{printable(text)} cannot be a repository: give the path of a directory")
+    if not text or "\0" in text:
+        raise UsageError("the path of a repository must not be empty or contain zero bytes")
+    return Path(os.path.abspath(text))
+
+
+def _open(path: Path) -> tuple[LocalStore, Configuration]:
+    """Open a repository. Blocks."""
+    try:
+        store = LocalStore(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _no_repository(path) from None
+    except OSError as error:
+        where = printable(str(path))
+        raise RepositoryError(f"cannot open the repository in {where}: {error.strerror}", path=where) from error
+    try:
+        return store, _read_configuration(store)[0]
+    except BaseException:
+        store.close()
+        raise
+
+
+def _read_configuration(store: LocalStore) -> tuple[Configuration, bytes]:
+    """The configuration, and the object that holds it.
+
+    Raises:
+        RepositoryError: There is none, or it is damaged.
+        RepositoryVersionError: A newer version wrote it.
+    """
+    try:
+        data = store.get(CONFIG, limit=MAX_OBJECT)
+        frame = decode(data, CONFIG, None, ObjectKind.CONFIG)
+        configuration = decode_configuration(frame.payload, CONFIG)
+    except ObjectMissingError:
+        raise _no_repository(Path(store.location)) from None
+    except (IntegrityError, StorageError) as error:
+        where = printable(store.location)
+        raise RepositoryError(f"the configuration of the repository in {where} cannot be read: {error}") from error
+    if configuration.id != frame.head.repository.hex():
+        raise RepositoryError(f"the configuration of the repository in {store.location} contradicts itself")
+    return configuration, data
+
+
+def _no_repository(path: Path) -> RepositoryError:
+    where = printable(str(path))
+    return RepositoryError(f"there is no repository in {where}; make one with: sfasync init --repo {where}", path=where)
+
+
+def _init(path: Path, chunk_size: int) -> tuple[LocalStore, Configuration]:
+    """Make a repository. Blocks."""
+    where = printable(str(path))
+    try:
+        make_directory(path)
+        names = [name for name in os.listdir(path) if name not in _NOT_CONTENT and not is_temporary(name)]
+        if CONFIG in names:
+            raise TargetRefusedError(f"there is a repository in {where} already", path=where)
+        if names:
+            raise TargetRefusedError(f"{where} is not empty; a repository needs a directory of its own", path=where)
+        store = LocalStore(path)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise TargetRefusedError(f"{where} is not a directory", path=where) from error
+    except OSError as error:
+        raise storage_error(error, "make a repository in", str(path)) from error
+    try:
+        return store, _create_configuration(store, chunk_size)
+    except BaseException:
+        store.close()
+        raise
+
+
+def _create_configuration(store: LocalStore, chunk_size: int) -> Configuration:
+    """Create the configuration, twice: the second time must be refused, or names could be created over each other."""
+    repository = secrets.token_bytes(16)
+    configuration = Configuration(format=FORMAT, id=repository.hex(), chunk_size=chunk_size, created=time.time())
+    data = encode(ObjectKind.CONFIG, CONFIG, repository, encode_record(configuration))
+    try:
+        store.put(CONFIG, data)
+    except ObjectExistsError as error:
+        raise TargetRefusedError(f"there is a repository in {store.location} already", path=store.location) from error
+    try:
+        store.put(CONFIG, data)
+    except ObjectExistsError:
+        return configuration
+    raise StorageError(f"{store.location} lets files be created over others; a repository cannot live there")

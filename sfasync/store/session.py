@@ -1,0 +1,293 @@
+"""Sessions: one writer for each VM, who either makes a backup visible whole or leaves nothing.
+
+1. A session object is created exclusively, under the number after the last, and held while the session lives. A number
+   is never used twice. Where the holder of a session is dead, the place of its manifest is taken by a void first: a
+   writer that comes back to life finds it taken and commits nothing. So holds decide when to take over, never whether
+   it is safe.
+2. Only then are tombstones and index listed and the parent read again: whoever removes things sees the session first.
+3. Packs durable, index durable, what was relied on checked again, then the manifest, created exclusively. Then the end
+   of the session is recorded and its objects are removed.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from ..errors import BusyError, ObjectExistsError, SfasyncError, StateError, StorageError, UsageError, printable
+from ..interfaces import Hold
+from ..models import DiskRecord, FileRecord, Manifest
+from ..workers import Workers
+from .blobs import BlobReader
+from .disk import open_tree
+from .intake import Intake
+from .locator import Locator, usable_packs
+from .names import LAST_SEQ, Numbered, end_key, session_key, vm_name
+from .records import Records
+from .seal import MAX_FILE, BlobKind
+from .tree import ZERO, Geometry, content_digest
+from .writer import ChunkWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to make the next backup of a VM.
+
+    Attributes:
+        place: Its name in keys, and the number of the backup.
+        hold: Keeps others away.
+        parent: The VM's last backup.
+    """
+
+    place: Numbered
+    hold: Hold
+    parent: Manifest | None
+
+
+def claim(records: Records, vm: str) -> Claim:
+    """Become the one who makes the next backup of a VM. Blocks.
+
+    Raises:
+        BusyError: Another session works on the VM.
+        StorageError: The session could not be created.
+    """
+    name = vm_name(records.repository, vm)
+    while True:
+        _clear(records, name, vm)
+        places = records.numbered(name)
+        parent = _latest(records, places)
+        place = Numbered(name, max((taken.seq for taken in places), default=0) + 1)
+        if place.seq > LAST_SEQ:
+            raise StorageError(f"VM {printable(vm)} has used up all numbers of backups in {records.store.location}")
+        try:
+            hold = records.hold_session(place, parent)
+        except ObjectExistsError:
+            continue  # another session began just now
+        try:
+            if any(taken.seq >= place.seq for taken in records.numbered(name)):
+                _remove(records, place, hold)  # one began and ended since the places were listed
+                continue
+            return Claim(place, hold, _still_there(records, parent))
+        except BaseException:
+            _remove(records, place, hold)
+            raise
+
+
+def _clear(records: Records, name: str, vm: str) -> None:
+    """Take the places of dead sessions of a VM, and tidy up after them.
+
+    Raises:
+        BusyError: A session lives.
+    """
+    for place in records.sessions(name):
+        if records.store.held(session_key(*place)):
+            raise BusyError(f"another session works on VM {printable(vm)}{_who(records, place)}; wait, or end it")
+        records.put_void(place, "fenced")
+        _remove(records, place, None)
+    for place in records.ends(name):
+        _remove(records, place, None)
+
+
+def _who(records: Records, place: Numbered) -> str:
+    with suppress(SfasyncError):
+        session = records.session(place)
+        return f" (process {session.pid} on {printable(session.host)})"
+    return ""
+
+
+def _latest(records: Records, places: list[Numbered]) -> tuple[Numbered, Manifest] | None:
+    """The last backup that can be read, and its place."""
+    for place in reversed(places):
+        for manifest in records.manifests([place]):
+            return place, manifest
+    return None
+
+
+def _still_there(records: Records, parent: tuple[Numbered, Manifest] | None) -> Manifest | None:
+    """The parent, unless it was forgotten before this session protected it."""
+    if parent is None:
+        return None
+    return next(iter(records.manifests([parent[0]])), None)
+
+
+def _remove(records: Records, place: Numbered, hold: Hold | None) -> None:
+    """Remove the objects of a session that has ended, the session first; what stays is reported by verify."""
+    if hold is not None:
+        hold.release()
+    for key in (session_key(*place), end_key(*place)):
+        with suppress(StorageError):
+            records.store.delete(key)
+
+
+class Session:
+    """A running backup of one VM: a `BackupSession`.
+
+    States: open, committing, committed, aborted. Made by `Repository.begin`.
+
+    Args:
+        vm: Id of the VM.
+        claimed: The right to make the backup.
+        chunk_size: Of the repository.
+        records: Reads and creates small objects.
+        locator: Knows the blobs.
+        blobs: Reads them.
+        workers: Threads to seal in.
+        closers: Threads to close packs in.
+        on_end: Called, in a thread, when the session has ended.
+    """
+
+    def __init__(
+        self,
+        vm: str,
+        claimed: Claim,
+        *,
+        chunk_size: int,
+        records: Records,
+        locator: Locator,
+        blobs: BlobReader,
+        workers: Workers,
+        closers: Workers,
+        on_end: Callable[[Session], None],
+    ) -> None:
+        self._vm = vm
+        self._claim = claimed
+        self._chunk_size = chunk_size
+        self._records = records
+        self._blobs = blobs
+        self._workers = workers
+        self._on_end = on_end
+        self._state = "open"
+        self._writers: dict[str, ChunkWriter] = {}
+        self._files: dict[str, FileRecord] = {}
+        name = session_key(*claimed.place).rpartition("/")[2]
+        self._intake = Intake(records.store, records.repository, name, locator, closers)
+
+    def __repr__(self) -> str:
+        return f"<Session {self._vm!r} {self.seq}, {self._state}>"
+
+    @property
+    def seq(self) -> int:
+        return self._claim.place.seq
+
+    @property
+    def parent(self) -> Manifest | None:
+        return self._claim.parent
+
+    def disk(self, disk_id: str, size: int, *, parent: DiskRecord | None = None) -> ChunkWriter:
+        """Begin a disk.
+
+        Raises:
+            StateError: The session is not open, or the disk was begun.
+        """
+        self._require_open()
+        if disk_id in self._writers:
+            raise StateError(f"disk {disk_id!r} was begun already", disk=disk_id)
+        writer = self._writers[disk_id] = ChunkWriter(
+            disk_id,
+            Geometry(size, self._chunk_size),
+            parent=open_tree(parent, self._chunk_size, self._blobs) if parent else None,
+            intake=self._intake,
+            workers=self._workers,
+        )
+        return writer
+
+    async def add_file(self, name: str, data: bytes) -> FileRecord:
+        """Store a file of the VM.
+
+        Raises:
+            UsageError: It is larger than 16 MiB.
+            StateError: The session is not open, or has a file of this name.
+            StorageError: It could not be written.
+        """
+        self._require_open()
+        if name in self._files:
+            raise StateError(f"file {name!r} was added already")
+        if len(data) > MAX_FILE:
+            raise UsageError(f"file {name!r} has {len(data)} bytes; {MAX_FILE} are the most")
+        record = self._files[name] = await self._workers.run_to_end(self._add_file, name, data)
+        return record
+
+    async def commit(self, manifest: Manifest) -> Manifest:
+        """As of `BackupSession`. Cancelling waits until it is decided; the backup may exist then, or not.
+
+        Raises:
+            StateError: The session is not open, or the manifest has disks or files that were not finished in it.
+            UsageError: The manifest is larger than 64 KiB.
+            BusyError: Another session took over; nothing became visible.
+            StorageError: Something could not be made durable, or a pack that was relied on is gone.
+        """
+        self._require_open()
+        self._check_content(manifest)
+        manifest = replace(manifest, id=secrets.token_hex(16), repository=self._records.repository.hex(), seq=self.seq)
+        self._state = "committing"
+        await self._workers.run_to_end(self._commit, manifest)
+        return manifest
+
+    async def abort(self) -> None:
+        """End the session without a backup; does nothing when it has ended. Runs to its end even if cancelled."""
+        await self._workers.run_to_end(self.abort_now)
+
+    # --- in a thread --------------------------------------------------------------------------------------------------
+
+    def abort_now(self) -> None:
+        """As `abort`, and blocks."""
+        if self._state in ("committed", "aborted"):
+            return
+        self._state = "aborted"
+        self._intake.abort()
+        with suppress(StorageError):  # the number is used up all the same while the session object is there
+            self._records.put_void(self._claim.place, "aborted")
+        self._end()
+
+    def _add_file(self, name: str, data: bytes) -> FileRecord:
+        digest = content_digest(data)
+        if digest != ZERO:
+            self._intake.add(BlobKind.FILE, digest, data)
+        return FileRecord(name=name, size=len(data), digest=digest.hex())
+
+    def _commit(self, manifest: Manifest) -> None:
+        self._intake.finish()
+        self._check_relied_on()
+        try:
+            self._records.put_manifest(self._claim.place, manifest)
+        except ObjectExistsError:
+            raise BusyError(
+                f"another session took over from this backup of VM {printable(self._vm)}; nothing was committed"
+            ) from None
+        self._state = "committed"
+        with suppress(StorageError):  # the backup stands; what is missing only needs tidying up
+            self._records.put_end(self._claim.place)
+        self._end()
+
+    def _check_relied_on(self) -> None:
+        """See that the packs which deduplication relied on are still there and are not about to go."""
+        if not self._intake.relied_on:
+            return
+        store = self._records.store
+        gone = self._intake.relied_on - usable_packs(store)
+        if gone:
+            raise StorageError(
+                f"{len(gone)} packs that this backup relied on were removed from {store.location}; run it again"
+            )
+
+    def _end(self) -> None:
+        _remove(self._records, self._claim.place, self._claim.hold)
+        self._on_end(self)
+
+    def _check_content(self, manifest: Manifest) -> None:
+        """See that the manifest tells of what this session holds, and of nothing else."""
+        for disk in manifest.disks:
+            writer = self._writers.get(disk.id)
+            if writer is None or writer.size != disk.size or writer.result != (disk.root, disk.tree):
+                raise StateError(f"disk {disk.id!r} of the manifest was not finished in this session", disk=disk.id)
+        for file in manifest.files:
+            if self._files.get(file.name) != file:
+                raise StateError(f"file {file.name!r} of the manifest was not added in this session")
+        if manifest.vm != self._vm:
+            raise StateError(f"the manifest is of VM {manifest.vm!r}, the session of {self._vm!r}")
+
+    def _require_open(self) -> None:
+        if self._state != "open":
+            raise StateError(f"the session is {self._state}; it must be open")

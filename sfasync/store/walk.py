@@ -1,0 +1,136 @@
+"""Walks everything that a backup needs, from its manifest down to its chunks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from ..errors import IntegrityError, StorageError
+from ..models import DiskRecord, Manifest
+from .blobs import BlobReader
+from .cache import Location
+from .findings import Findings
+from .locator import Locator
+from .names import INDEX, backup_key, pack_key, vm_name
+from .seal import BlobKind
+from .tree import DIGEST, FANOUT, ZERO, Geometry, disk_digest, split_page
+
+_SOUND = "CREATE TABLE IF NOT EXISTS sound (digest BLOB, level INTEGER, length INTEGER,"
+_SOUND_KEY = " PRIMARY KEY (digest, level, length)) WITHOUT ROWID"
+
+
+class Stopped(Exception):  # noqa: N818  # not an error: nobody wants the result any more
+    """The caller was cancelled."""
+
+
+class BackupWalk:
+    """Checks that every page, chunk and file of backups is in place.
+
+    Subtrees in which nothing is wrong are remembered, in a table of the cache, and not walked again for other backups;
+    those with damage are, so that each backup that needs it is told.
+
+    Args:
+        repository: Id of the repository.
+        chunk_size: Of the repository.
+        locator: One with a private cache.
+        blobs: Reads pages with it.
+        is_good: Whether a blob can be relied on in a place.
+        findings: Told what is missing, and who needs what is damaged.
+        stopped: Ends the walk early when set.
+
+    Attributes:
+        blobs: How many were found in place.
+    """
+
+    def __init__(
+        self,
+        repository: bytes,
+        chunk_size: int,
+        *,
+        locator: Locator,
+        blobs: BlobReader,
+        is_good: Callable[[Location], bool],
+        findings: Findings,
+        stopped: threading.Event,
+    ) -> None:
+        self._repository = repository
+        self._chunk_size = chunk_size
+        self._locator = locator
+        self._cache = locator.cache
+        self._blobs = blobs
+        self._is_good = is_good
+        self._findings = findings
+        self._stopped = stopped
+        self._backup = ""
+        self.blobs = 0
+        self._cache.execute(_SOUND + _SOUND_KEY)
+        self._cache.execute("DELETE FROM sound")
+
+    def check(self, manifest: Manifest) -> None:
+        """Walk one backup.
+
+        Raises:
+            Stopped: The caller was cancelled.
+        """
+        self._backup = manifest.id
+        for disk in manifest.disks:
+            self._check_disk(disk, backup_key(vm_name(self._repository, manifest.vm), manifest.seq))
+        for file in manifest.files:
+            if file.digest != ZERO.hex():
+                self._has(BlobKind.FILE, bytes.fromhex(file.digest), file.size)
+
+    def _check_disk(self, disk: DiskRecord, key: str) -> None:
+        root = bytes.fromhex(disk.root)
+        if disk_digest(disk.size, root).hex() != disk.tree:
+            self._findings.add(key, f"the tree digest of disk {disk.id!r} is not that of its root and size")
+            self._findings.blame(key, self._backup)
+        geometry = Geometry(disk.size, self._chunk_size)
+        self._is_sound(geometry, geometry.depth, 0, root)
+
+    def _is_sound(self, geometry: Geometry, level: int, index: int, digest: bytes) -> bool:
+        """Whether a node and everything below it is in place."""
+        if digest == ZERO:
+            return True
+        length = geometry.length(level, index)
+        if level == 0:
+            return self._has(BlobKind.CHUNK, digest, length)
+        if self._stopped.is_set():
+            raise Stopped
+        key = (digest, level, length)
+        if self._cache.rows("SELECT 1 FROM sound WHERE digest = ? AND level = ? AND length = ?", key):
+            return True
+        page = self._page(digest, geometry.children(level, index) * DIGEST)
+        if page is None:
+            return False
+        first = index * FANOUT
+        sound = [self._is_sound(geometry, level - 1, first + n, child) for n, child in enumerate(split_page(page))]
+        if all(sound):
+            self._cache.execute("INSERT INTO sound VALUES (?, ?, ?)", key)
+        return all(sound)
+
+    def _page(self, digest: bytes, length: int) -> bytes | None:
+        if not self._has(BlobKind.PAGE, digest, length):
+            return None
+        try:
+            page = self._blobs.read(BlobKind.PAGE, digest, length)
+        except (IntegrityError, StorageError) as error:
+            location = self._locator.locations(BlobKind.PAGE, digest, length)[0]
+            self._findings.add(pack_key(location.pack), str(error), detail=location.ordinal)
+            self._findings.blame(pack_key(location.pack), self._backup, detail=location.ordinal)
+            return None
+        self._findings.count(bytes_read=length)
+        return page
+
+    def _has(self, kind: BlobKind, name: bytes, length: int) -> bool:
+        """Whether a blob is in place somewhere; tells who needs it if it is not."""
+        locations = self._locator.locations(kind, name, length)
+        for location in locations:
+            if self._is_good(location):
+                self.blobs += 1
+                return True
+        for location in locations:
+            self._findings.blame(pack_key(location.pack), self._backup, detail=location.ordinal)
+        if not locations:
+            self._findings.add(INDEX, "blobs that backups need are in no index object")
+            self._findings.blame(INDEX, self._backup)
+        return False

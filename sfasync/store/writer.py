@@ -1,0 +1,165 @@
+"""One disk of a backup under construction: each chunk is one call in one worker thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+
+from ..errors import StateError, UsageError
+from ..interfaces import Buffer
+from ..models import DiskStatistics
+from ..workers import Workers
+from .intake import Intake, Stored
+from .pages import PageBuilder, TreeReader
+from .seal import BlobKind
+from .tree import ZERO, Geometry, content_digest, disk_digest, is_zero
+
+
+class ChunkWriter:
+    """A `DiskWriter` of a session. Any number of writes may be under way, each range written, zeroed or kept once.
+
+    Args:
+        disk_id: The disk's id, for messages.
+        geometry: Of the disk.
+        parent: The tree that `keep` takes chunks from; None where nothing can be kept.
+        intake: Where blobs go.
+        workers: Threads to seal in.
+    """
+
+    def __init__(
+        self, disk_id: str, geometry: Geometry, *, parent: TreeReader | None, intake: Intake, workers: Workers
+    ) -> None:
+        self._id = disk_id
+        self._geometry = geometry
+        self._parent = parent
+        self._intake = intake
+        self._workers = workers
+        self._lock = threading.Lock()  # of the builder and of what is counted
+        self._builder = PageBuilder(geometry, self._store_page)
+        self._counted = DiskStatistics()
+        self._seal_seconds = 0.0
+        self._store_seconds = 0.0
+        self.result: tuple[str, str] | None = None
+
+    def __repr__(self) -> str:
+        return f"<ChunkWriter {self._id!r}, {self._geometry.size} bytes>"
+
+    @property
+    def size(self) -> int:
+        return self._geometry.size
+
+    @property
+    def chunk_size(self) -> int:
+        return self._geometry.chunk_size
+
+    @property
+    def block_size(self) -> int:
+        return self._geometry.chunk_size
+
+    @property
+    def statistics(self) -> DiskStatistics:
+        """What the writing took so far; the seconds are those of threads: ``seal``, and ``store`` for packs."""
+        with self._lock:
+            seconds = {"seal": self._seal_seconds, "store": self._store_seconds}
+            return replace(self._counted, seconds=seconds)
+
+    async def write(self, offset: int, data: Buffer) -> None:
+        """Store whole chunks. Cancelling waits for the thread that reads the buffer; they may be stored then, or not.
+
+        Raises:
+            UsageError: The range does not consist of whole chunks.
+            StateError: Part of it was written before.
+            StorageError: It could not be stored; the session has failed.
+        """
+        with memoryview(data) as view:
+            self._check_range(offset, view.nbytes)
+            await self._workers.run_to_end(self._write, offset, view)
+
+    async def zero(self, offset: int, length: int) -> None:
+        """Make whole chunks zero, any number of them; nothing is stored for them. Errors as of `write`."""
+        self._check_range(offset, length)
+        if length:
+            await self._workers.run_to_end(self._zero, offset, length)
+
+    async def keep(self, offset: int, length: int) -> None:
+        """Take whole chunks over from the parent.
+
+        Raises:
+            UsageError: The range does not consist of whole chunks.
+            StateError: There is no parent, a chunk has another length there, or part of the range was written before.
+            IntegrityError: A page of the parent is lost.
+        """
+        self._check_range(offset, length)
+        if self._parent is None:
+            raise StateError(f"disk {self._id!r} has no parent to keep anything from")
+        if length:
+            await self._workers.run_to_end(self._keep, offset, length, self._parent)
+
+    async def flush(self) -> bool:
+        """Nothing is durable before the session commits: False."""
+        return False
+
+    async def finish(self) -> tuple[str, str]:
+        with self._lock:
+            root = self._builder.root()
+        self.result = root.hex(), disk_digest(self._geometry.size, root).hex()
+        return self.result
+
+    # --- in a thread ------------------------------------------------------------------------------------------------
+
+    def _write(self, offset: int, view: memoryview) -> None:
+        step = self._geometry.chunk_size
+        for start in range(0, view.nbytes, step):
+            with view[start : start + step] as chunk:
+                self._seal((offset + start) // step, chunk)
+
+    def _seal(self, index: int, chunk: memoryview) -> None:
+        """Digest, deduplicate, compress, check, store: all that one chunk needs."""
+        began = time.perf_counter()
+        digest, stored = ZERO, Stored(False)
+        if not is_zero(chunk):
+            digest = content_digest(chunk)
+            stored = self._intake.add(BlobKind.CHUNK, digest, chunk)
+        spent = time.perf_counter() - began - stored.seconds
+        with self._lock:
+            self._builder.put(index, digest)
+            self._count_chunk(chunk.nbytes, digest, stored)
+            self._seal_seconds += spent
+            self._store_seconds += stored.seconds
+
+    def _zero(self, offset: int, length: int) -> None:
+        with self._lock:
+            self._builder.put_zeros(offset // self.chunk_size, -(-length // self.chunk_size))
+            self._counted = replace(self._counted, bytes_zero=self._counted.bytes_zero + length)
+
+    def _keep(self, offset: int, length: int, parent: TreeReader) -> None:
+        with self._lock:
+            self._builder.put_kept(offset // self.chunk_size, -(-length // self.chunk_size), parent)
+            self._counted = replace(self._counted, bytes_skipped=self._counted.bytes_skipped + length)
+
+    def _store_page(self, page: bytes, digest: bytes) -> None:
+        """Called by the builder, under the lock."""
+        stored = self._intake.add(BlobKind.PAGE, digest, page)
+        self._counted = replace(self._counted, bytes_stored=self._counted.bytes_stored + stored.length)
+
+    def _count_chunk(self, length: int, digest: bytes, stored: Stored) -> None:
+        counted = self._counted
+        if digest == ZERO:
+            self._counted = replace(counted, bytes_zero=counted.bytes_zero + length)
+        elif stored.new:
+            new, total = counted.bytes_new + length, counted.bytes_stored + stored.length
+            self._counted = replace(counted, bytes_new=new, bytes_stored=total)
+        else:
+            self._counted = replace(counted, bytes_duplicate=counted.bytes_duplicate + length)
+
+    def _check_range(self, offset: int, length: int) -> None:
+        end = offset + length
+        step = self.chunk_size
+        if not 0 <= offset <= end <= self.size or offset % step or (end % step and end != self.size):
+            raise UsageError(
+                f"bytes {offset} to {end} of disk {self._id!r} are not whole chunks of {step} bytes",
+                disk=self._id,
+                offset=offset,
+                length=length,
+            )
