@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import click
 
-from ...interfaces import Source
 from ...models import BackupResult, ExportAddress, Limits
 from ...units import format_seconds, format_size
 from .. import options
@@ -98,21 +97,21 @@ async def _backup(output: Output, wish: _Wish) -> int:
     return 0
 
 
-def _addresses(wish: _Wish) -> dict[str, ExportAddress | Source]:
+def _addresses(wish: _Wish) -> dict[str, ExportAddress]:
     """Where each disk is read.
 
     Raises:
         UsageError: Names that no backup can have, or URIs that are none.
     """
     from ...backup import check_id
-    from ...endpoints import parse_disk
+    from ...nbd.uri import parse_uri
 
     check_id("VM", wish.vm)
     for tag in wish.tags:
         check_id("tag", tag)
     for disk in wish.disks:
         check_id("disk", disk)
-    return {disk: parse_disk(uri) for disk, uri in wish.disks.items()}
+    return {disk: parse_uri(uri) for disk, uri in wish.disks.items()}
 
 
 def _report(output: Output, result: BackupResult) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -100,14 +101,17 @@ async def _joined(extents: AsyncIterator[Extent]) -> AsyncIterator[Extent]:
 
 
 async def _query(address: ExportAddress) -> ExportInfo:
-    """What the server says of an export, with everything it could be asked for; from an old server what it tells."""
+    """What the server says of an export that is opened, with all metadata contexts it could be asked for.
+
+    Opened, because nbd-server 3.24 gives every export it is only asked about (NBD_OPT_INFO) a size of 0.
+    """
     from ...transport.export import open_export, query_export
 
-    try:
-        return await query_export(address)
-    except ExportError:  # there is no such export, or a server that tells only those who open it; opening finds out
-        async with await open_export(address) as export:
-            return export.info
+    async with await open_export(address) as export:
+        info = export.info
+    with suppress(ExportError):  # an old server does not list contexts, and has none
+        info = replace(info, contexts=(await query_export(address)).contexts)
+    return info
 
 
 def _fields(address: ExportAddress, info: ExportInfo) -> dict[str, object]:

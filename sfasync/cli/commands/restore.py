@@ -89,11 +89,11 @@ def command(
 
 
 async def _restore(output: Output, wish: _Wish) -> int:
-    from ...endpoints import parse_disk
     from ...engine import Engine
+    from ...nbd.uri import parse_uri
     from ...store.repository import Repository
 
-    targets = {disk: parse_disk(uri) for disk, uri in wish.targets.items()}  # usage errors come before the repository's
+    targets = {disk: parse_uri(uri) for disk, uri in wish.targets.items()}  # usage errors come before the repository's
     async with (
         await Repository.open(wish.repository) as repository,
         Engine(repository, limits=wish.limits) as engine,
