@@ -1,0 +1,99 @@
+"""What the documents show works, and what is generated is up to date."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sfasync
+
+from .support.servers import nbdkit, require
+
+ROOT = Path(__file__).parent.parent
+
+CODE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+def blocks(page: str, language: str) -> str:
+    """The code of a page in one language, all blocks together."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return "\n".join(match[2] for match in CODE.finditer(text) if match[1] == language)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """An empty directory with a path that is short enough for Unix sockets."""
+    with tempfile.TemporaryDirectory(prefix="sfasync-doc-") as directory:
+        yield Path(directory)
+
+
+def shell(script: str, place: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script with our `sfasync` on the path, and end the servers that it leaves."""
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    clean_up = 'trap \'for pid in *.pid; do [ -e "$pid" ] && kill "$(cat "$pid")" 2>/dev/null; done; true\' EXIT\n'
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", clean_up + script],
+        cwd=place,
+        env={**os.environ, "PATH": programs},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/howto/tutorial.md"])
+def test_the_shell_examples_work(page: str, place: Path) -> None:
+    for program in ("nbdkit", "qemu-img", "qemu-nbd"):
+        require(program)
+    ended = shell(blocks(page, "sh"), place)
+    assert ended.returncode == 0, ended.stderr
+    assert "sfasync: " not in ended.stderr
+
+
+def test_the_tutorial_tells_the_truth(place: Path) -> None:
+    require("qemu-nbd")
+    script = blocks("docs/howto/tutorial.md", "sh").replace("sfasync backup", "sfasync backup --json")
+    ended = shell(script, place)
+    results = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith('{"event":"result"')]
+    first, second = (result for result in results if result["command"] == "backup")
+    new = [sum(disk["bytes_new"] for disk in result["disks"]) for result in (first, second)]
+    assert new == [48 << 20, 2 << 20]
+    assert (place / "restored" / "data.raw").stat().st_size == 20 << 30
+    assert (place / "restored" / "data.raw").stat().st_blocks * 512 <= 49 << 20
+
+
+def test_the_python_example_works(place: Path) -> None:
+    with nbdkit("memory", "16M") as server:
+        script = blocks("README.md", "python").replace("nbd+unix:///?socket=vda.sock", server.uri)
+        ended = subprocess.run([sys.executable, "-c", script], cwd=place, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert (place / "restored" / "vda.raw").stat().st_size == 16 << 20
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_generated_pages_are_up_to_date() -> None:
+    for script in ROOT.glob("scripts/docs-*"):
+        ended = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, timeout=60)
+        assert ended.returncode == 0, ended.stderr
+
+
+def test_every_error_is_in_its_page() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    for name in sfasync.__all__:
+        if name.endswith("Error"):
+            assert f"`{name}`" in page
