@@ -312,7 +312,7 @@ class _Haggling:
                 raise RemoteProtocolError(f"more than {const.MAX_INFOS} metadata contexts")
             context, name = wire.decode_context(payload)
             if name in contexts:
-                raise RemoteProtocolError(f"metadata context {printable(name)!r} is named twice")
+                raise RemoteProtocolError(f"metadata context '{printable(name)}' is named twice")
             contexts[name] = context
         if option == const.OPT_SET_META_CONTEXT and len(set(contexts.values())) < len(contexts):
             raise RemoteProtocolError("two metadata contexts share one id")
@@ -410,7 +410,7 @@ def _check(info: ExportInfo) -> None:
         problem = f"its size {size} is no multiple of its minimum block size {minimum}"
     else:
         return
-    raise ExportError(f"export {printable(info.name)!r} cannot be used: {problem}")
+    raise ExportError(f"export '{printable(info.name)}' cannot be used: {problem}")
 
 
 def _said(kind: int, payload: bytes) -> str:
@@ -421,14 +421,14 @@ def _said(kind: int, payload: bytes) -> str:
 
 
 def _quoted(export: bytes) -> str:
-    return f"export {printable(export.decode())!r}" if export else "the default export"
+    return f"export '{printable(export.decode())}'" if export else "the default export"
 
 
 def _encoded(peer: str, text: str) -> bytes:
     try:
         data = text.encode()
     except UnicodeEncodeError as error:
-        raise ExportError(f"{peer}: {printable(text)!r} has no form in UTF-8") from error
+        raise ExportError(f"{peer}: '{printable(text)}' has no form in UTF-8") from error
     if len(data) > const.MAX_STRING:
         raise ExportError(f"{peer}: a name of {len(data)} bytes is too long; NBD allows {const.MAX_STRING}")
     return data

@@ -171,7 +171,8 @@ def _unquoted(what: str, text: str) -> str:
 def _shown(text: str) -> str:
     """Text of the user's for a message, without what might be a password."""
     head, at, tail = text.rpartition("@")
-    return repr(printable(f"{head.partition(':')[0]}:***@{tail}" if at else text))
+    shown = f"{head.partition(':')[0]}:***@{tail}" if at else text
+    return f"'{printable(shown)}'"
 
 
 # --- TLS -------------------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ class Connection:
         peer = printable(address.peer)
         handshake = opening(peer, tls=address.tls is not None, export=address.export, contexts=contexts)
         stream, info = await negotiate(address, handshake, context=context, timeout=timeouts.connect)
-        name = f"{peer} export {printable(address.export)!r}" if address.export else peer
+        name = f"{peer} export '{printable(address.export)}'" if address.export else peer
         return cls(stream, info, name=name, requests=requests, timeouts=timeouts)
 
     def __init__(self, stream: Stream, info: ExportInfo, *, name: str, requests: int, timeouts: Timeouts) -> None:

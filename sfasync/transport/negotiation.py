@@ -43,12 +43,12 @@ async def negotiate(
             connected = True
             result = await negotiation.result
     except TimeoutError as error:
-        stream.abort()
+        negotiation.give_up()
         if not connected:
             raise ConnectError(f"cannot connect to {stream.peer}: no answer within {timeout:g} s") from error
         raise DeadlineError(f"{stream.peer}: {handshake.stage} did not come within {timeout:g} s") from error
     except BaseException:
-        stream.abort()
+        negotiation.give_up()
         raise
     return stream, result
 
@@ -62,6 +62,12 @@ class _Negotiation(Generic[_T]):
         self._address = address
         self._handshake = handshake
         self._context = context
+
+    def give_up(self) -> None:
+        """Nobody waits for the result any more."""
+        self.stream.abort()
+        if not self.result.cancel() and not self.result.cancelled():
+            self.result.exception()  # seen, so that the loop does not report it as forgotten
 
     def next_buffer(self) -> memoryview:
         return self._handshake.next_buffer()

@@ -66,9 +66,8 @@ async def connect(stream: Stream, address: ExportAddress) -> None:
     loop = asyncio.get_running_loop()
     try:
         connected = await (_unix_socket(address) if address.socket is not None else _tcp_socket(address))
-    except OSError as error:
-        reason = error.strerror if isinstance(error, socket.gaierror) else _reason(error)
-        raise ConnectError(f"cannot connect to {stream.peer}: {reason}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that the codec for host names does not take
+        raise ConnectError(f"cannot connect to {stream.peer}: {_reason(error)}") from error
     try:
         if address.socket is not None:
             await loop.create_unix_connection(lambda: stream, sock=connected)
@@ -123,10 +122,7 @@ async def _resolve(host: str, port: int) -> Iterable[tuple[int, tuple[object, ..
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:  # a name: this one may have to wait
-        try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except UnicodeError as error:
-            raise OSError("the name of the host is malformed") from error
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [(family, sockaddr) for family, _, _, _, sockaddr in found]
 
 
@@ -240,6 +236,7 @@ class Stream(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.ended = True
         self.paused = False
+        self._transport = None
         error = self._error
         if error is None and exc is not None:
             error = ConnectionLostError(f"{self.peer}: the connection was lost: {_reason(exc)}")
@@ -272,6 +269,8 @@ class Stream(asyncio.BufferedProtocol):
 
 def _reason(error: Exception) -> str:
     """An error of the system in its own words, without asyncio's additions."""
+    if isinstance(error, socket.gaierror):  # its numbers are its own
+        return str(error.strerror)
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
     return str(error)

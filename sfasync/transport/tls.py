@@ -49,7 +49,9 @@ def client_context(policy: TlsPolicy) -> ssl.SSLContext:
             # The password is a function that refuses: OpenSSL would ask for one on the terminal.
             context.load_cert_chain(_present(policy.cert_file), _present(policy.key_file), password=_no_password)
         except (OSError, ssl.SSLError, ValueError) as error:
-            raise _unusable(policy.cert_file, f"a certificate (PEM) of the key {policy.key_file}", error) from error
+            raise _unusable(
+                policy.cert_file, f"a certificate (PEM) of the key {printable(str(policy.key_file))}", error
+            ) from error
     return context
 
 
@@ -98,8 +100,8 @@ class TlsLayer:
         self._outgoing = ssl.MemoryBIO()
         try:
             self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=hostname)
-        except (ValueError, UnicodeError, ssl.SSLError) as error:
-            raise TlsError(f"{peer}: {printable(hostname)!r} cannot be the name in a certificate: {error}") from error
+        except (ValueError, TypeError, ssl.SSLError) as error:  # ssl.py says TypeError to a zero byte
+            raise TlsError(f"{peer}: '{printable(hostname)}' cannot be the name in a certificate") from error
 
     def feed(self, data: memoryview) -> None:
         """Take in ciphertext; the memory is free afterwards."""
@@ -194,17 +196,17 @@ if sys.version_info >= (3, 13):
 else:
 
     def _believe_key(context: ssl.SSLContext, path: Path, identity: str | None) -> None:
-        raise TlsError(f"pre-shared keys ({path}) need Python 3.13 or newer; use certificates")
+        raise TlsError(f"pre-shared keys ({printable(str(path))}) need Python 3.13 or newer; use certificates")
 
 
 def _key(path: Path, identity: str | None) -> tuple[str, bytes]:
     """Identity and key of a line ``identity:hexkey``, as psktool(1) writes them. Messages carry no key."""
-    _present(path)
+    shown = printable(str(_present(path)))
     try:
         with path.open(encoding="utf-8") as file:
             lines = file.read(_PSK_FILE_LIMIT).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read as a file of pre-shared keys", path=str(path)) from error
+        raise UsageError(f"{shown} cannot be read as a file of pre-shared keys", path=str(path)) from error
     for line in lines:
         name, colon, digits = line.strip().partition(":")
         if not name or name.startswith("#") or (identity is not None and name != identity):
@@ -214,9 +216,10 @@ def _key(path: Path, identity: str | None) -> tuple[str, bytes]:
         except ValueError:
             key = b""
         if not key:
-            raise UsageError(f"{path} has no key in hex for {printable(name)!r}", path=str(path))
+            raise UsageError(f"{shown} has no key in hex for '{printable(name)}'", path=str(path))
         return name, key
-    raise UsageError(f"{path} has no key for {'anybody' if identity is None else repr(identity)}", path=str(path))
+    whom = "anybody" if identity is None else f"'{printable(identity)}'"
+    raise UsageError(f"{shown} has no key for {whom}", path=str(path))
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -224,13 +227,13 @@ def _key(path: Path, identity: str | None) -> tuple[str, bytes]:
 
 def _present(path: Path) -> Path:
     if not path.is_file():
-        raise UsageError(f"{path} is missing", path=str(path))
+        raise UsageError(f"{printable(str(path))} is missing", path=str(path))
     return path
 
 
 def _unusable(path: Path, what: str, error: Exception) -> UsageError:
     reason = error.reason if isinstance(error, ssl.SSLError) and error.reason else str(error)
-    return UsageError(f"{path} does not hold {what}: {printable(reason)}", path=str(path))
+    return UsageError(f"{printable(str(path))} does not hold {what}: {printable(reason)}", path=str(path))
 
 
 def _no_password() -> str:

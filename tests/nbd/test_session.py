@@ -215,7 +215,8 @@ def test_block_status_is_kept_for_each_context() -> None:
     command = sent(session, const.CMD_BLOCK_STATUS, 0, 1 << 20)
     stream = peer.status(1, [(4096, 3), (4096, 0)], number=2, done=False) + peer.status(1, [(8192, 1)], number=1)
     assert feed(session, stream, [30, 1, 1]) == [command]
-    assert command.status == {
+    assert command.status is not None
+    assert {name: bytes(payload) for name, payload in command.status.items()} == {
         "a": struct.pack(">III", 1, 8192, 1),
         "b": struct.pack(">IIIII", 2, 4096, 3, 4096, 0),
     }
