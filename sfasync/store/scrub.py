@@ -13,6 +13,8 @@ from .findings import Findings
 from .names import pack_key
 from .packs import Blob, PackReader
 
+_DAMAGE = (IntegrityError, RepositoryVersionError, StorageError)
+
 _TABLE = "CREATE TABLE bad (pack BLOB, ordinal INTEGER, PRIMARY KEY (pack, ordinal)) WITHOUT ROWID"
 _BY_PACK = "CREATE INDEX blobs_by_pack ON blobs (pack, ordinal)"
 
@@ -87,34 +89,50 @@ class Scrubber:
 
     def check_bytes(self, pack: KnownPack) -> None:
         """Read all of a pack that is there: its digest, each blob's digest, and that it says what the index says."""
-        key = pack_key(pack.id)
         blobs = self._blobs_of(pack.id)
         try:
             reader = PackReader(self._store, pack.id, self._repository)
             self._findings.count(bytes_read=reader.size)
-            if dict(enumerate(reader.blobs)) != blobs:
-                self._findings.add(key, "its trailer and the index contradict each other")
-            if (reader.digest, reader.class_) != (pack.digest, pack.class_):
-                self._findings.add(key, "it is not the pack that the index describes")
-            for ordinal, (blob, sealed) in enumerate(reader.read_all()):
-                self._check_blob(pack.id, ordinal, blob, sealed)
-        except (IntegrityError, RepositoryVersionError, StorageError) as error:
-            self._findings.add(key, str(error))
-        else:
-            if dict(enumerate(reader.blobs)) == blobs:
-                return
-        for ordinal, blob in blobs.items():  # what the index says is what backups rely on
-            self._check_indexed_blob(pack.id, ordinal, blob)
+            self._compare(pack, reader, blobs)
+            self._check_all(pack.id, reader)
+        except _DAMAGE as error:
+            self._findings.add(pack_key(pack.id), str(error))
+            for ordinal, blob in blobs.items():  # what the index says is what backups rely on
+                self._check_indexed_blob(pack.id, ordinal, blob)
 
     def check_unindexed(self, pack: bytes) -> None:
         """Read all of a pack that no index has: no backup needs it, but no file is to rot unseen."""
         try:
             reader = PackReader(self._store, pack, self._repository)
             self._findings.count(bytes_read=reader.size)
-            for ordinal, (blob, sealed) in enumerate(reader.read_all()):
-                self._check_blob(pack, ordinal, blob, sealed)
-        except (IntegrityError, RepositoryVersionError, StorageError) as error:
+            self._check_all(pack, reader)
+        except _DAMAGE as error:
             self._findings.add(pack_key(pack), str(error))
+
+    def _compare(self, pack: KnownPack, reader: PackReader, blobs: dict[int, Blob]) -> None:
+        """See that a pack says of itself what the index says of it.
+
+        Raises:
+            IntegrityError: It does not.
+        """
+        said = reader.digest, reader.class_, dict(enumerate(reader.blobs))
+        if said != (pack.digest, pack.class_, blobs):
+            key = pack_key(pack.id)
+            raise IntegrityError(f"{key} is damaged: it and the index contradict each other", path=key)
+
+    def _check_all(self, pack: bytes, reader: PackReader) -> None:
+        """Check each blob, and then the pack as such: bad blobs are told one by one, and explain a wrong digest.
+
+        Raises:
+            IntegrityError: The pack is damaged elsewhere.
+        """
+        bad = 0
+        try:
+            for ordinal, (blob, sealed) in enumerate(reader.read_all()):
+                bad += not self._check_blob(pack, ordinal, blob, sealed)
+        except IntegrityError:
+            if not bad:
+                raise
 
     def _check_indexed_blob(self, pack: bytes, ordinal: int, blob: Blob) -> None:
         sealed = memoryview(bytearray(blob.length))
@@ -127,13 +145,14 @@ class Scrubber:
             problem = str(error)
         self._note_bad(pack, ordinal, problem)
 
-    def _check_blob(self, pack: bytes, ordinal: int, blob: Blob, sealed: memoryview) -> None:
+    def _check_blob(self, pack: bytes, ordinal: int, blob: Blob, sealed: memoryview) -> bool:
         try:
             open_blob(blob.kind, blob.name, blob.raw, sealed, pack_key(pack))
         except IntegrityError as error:
             self._note_bad(pack, ordinal, str(error))
-        else:
-            self._findings.count(blobs=1)
+            return False
+        self._findings.count(blobs=1)
+        return True
 
     def _blobs_of(self, pack: bytes) -> dict[int, Blob]:
         """The blobs of a pack as the index has them, by ordinal."""
