@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ..errors import StorageError
-from .failures import describe
+from .failures import describe, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,9 +46,9 @@ class Output:
     # --- results -----------------------------------------------------------------------------------------------------
 
     def line(self, text: str) -> None:
-        """A line for people; not there with ``--json``."""
+        """A line for people, whatever names are in it; not there with ``--json``."""
         if not self.json:
-            self._write(text)
+            self._write(one_line(text))
 
     def remark(self, text: str) -> None:
         """A line for people that a quiet run does not need."""
@@ -89,7 +89,8 @@ class Output:
             self.note(text)
 
     def note(self, text: str) -> None:
-        """A line on stderr, above the progress display if there is one."""
+        """A line on stderr, or the lines of a traceback; above the progress display if there is one."""
+        text = "\n".join(map(one_line, text.splitlines()))
         if self._view is not None:
             self._view.print(f"sfasync: {text}")
             return

@@ -46,6 +46,12 @@ def test_people_get_lines(output: Output, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr() == ("asked for\nnice to know\n", "")
 
 
+def test_names_cannot_control_the_terminal(output: Output, capsys: pytest.CaptureFixture[str]) -> None:
+    output.line("disk \x1b[2J\nvda")
+    output.warning("disk \x1b[2J")
+    assert capsys.readouterr() == (r"disk \x1b[2J\nvda" "\n", r"sfasync: warning: disk \x1b[2J" "\n")
+
+
 def test_programs_get_objects(programs: Output, capsys: pytest.CaptureFixture[str]) -> None:
     programs.line("asked for")
     programs.remark("nice to know")

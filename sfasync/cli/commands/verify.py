@@ -8,7 +8,6 @@ from ...errors import IntegrityError
 from ...models import VerifyResult
 from ...units import format_seconds, format_size
 from .. import options
-from ..failures import one_line
 from ..output import Output
 from ..records import SHORT
 from ..runner import perform
@@ -47,7 +46,7 @@ def _report(output: Output, result: VerifyResult, location: str) -> None:
     for name in result.leftovers:
         output.detail(f"left over: {name}")
     for problem in result.problems:
-        output.line(one_line(f"{problem.object}: {problem.problem}{_touched(problem.backups)}"))
+        output.line(f"{problem.object}: {problem.problem}{_touched(problem.backups)}")
         output.event(
             "problem",
             {"object": problem.object, "problem": problem.problem, "backups": list(problem.backups)},
