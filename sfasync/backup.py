@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -183,7 +183,8 @@ class Backup:
             await view.check()  # what was read last was still the snapshot's
             root, tree = await writer.finish()
         stored = writer.statistics
-        seconds = {**meter.seconds, **stored.seconds, "total": time.monotonic() - began}
+        total = time.monotonic() - began
+        seconds = {**_divided(meter.seconds, total), **stored.seconds, "total": total}
         return DiskRecord(
             id=disk.id,
             size=source.size,
@@ -256,6 +257,12 @@ async def _unless_lost(view: SnapshotView, work: Coroutine[Any, Any, _T]) -> _T:
     finally:
         lost.cancel()
         await cancelled(task)
+
+
+def _divided(waits: Mapping[str, float], total: float) -> dict[str, float]:
+    """The wall time of a disk, divided as all its lanes together spent theirs."""
+    spent = sum(waits.values()) or 1.0
+    return {stage: total * wait / spent for stage, wait in waits.items()}
 
 
 def _files(view: SnapshotView) -> dict[str, bytes]:

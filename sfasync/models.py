@@ -196,7 +196,8 @@ class DiskStatistics:
         bytes_duplicate: In chunks that the repository had.
         bytes_stored: Written to the repository for this disk, after compression.
         retries: Requests that were repeated.
-        seconds: Wall seconds for each stage: `read`, `seal`, `write`, `total`; stages overlap.
+        seconds: `total` wall seconds, which `memory` (waiting for a free buffer), `read` and `write` divide among them;
+            beside them the seconds that threads spent in `seal` (digest, compress, check) and `store` (packs).
     """
 
     bytes_read: int = 0

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from sfasync.errors import LeaseLostError, StorageError
+from sfasync.errors import LeaseLostError, StorageError, UsageError
 from sfasync.interfaces import Sink
 from sfasync.models import Checkpoint, ExportAddress, Extent
 
@@ -119,6 +119,9 @@ class TrackingPlatform:
     ) -> AsyncIterator[TrackedSnapshot]:
         lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         wanted = list(self.vm_disks) if disks is None else list(disks)
+        for name in wanted:
+            if name not in self.vm_disks:
+                raise UsageError(f"VM {vm!r} has no disk {name!r}", disk=name)
         self._made += 1
         frozen = [self._freeze(self.vm_disks[name], dict(base or {}).get(name), lost) for name in wanted]
         view = TrackedSnapshot(self, vm, base or {}, frozen, lost)

@@ -1,0 +1,114 @@
+"""What every `Platform` promises the engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pytest
+
+from sfasync.errors import SfasyncError
+from sfasync.interfaces import Platform, Source
+from sfasync.models import Checkpoint, ExportAddress
+
+
+@dataclass(frozen=True)
+class PlatformCase:
+    """A platform with one VM.
+
+    Attributes:
+        platform: To be tried.
+        vm: Id of the VM.
+        sizes: Bytes of its disks, by disk id; at least two disks.
+        tracks: Whether it knows what changed.
+    """
+
+    platform: Platform
+    vm: str
+    sizes: Mapping[str, int]
+    tracks: bool
+
+
+class PlatformContract:
+    """Inherit, and bring a fixture `platform_case`."""
+
+    async def test_a_snapshot_has_all_disks_in_order(self, platform_case: PlatformCase) -> None:
+        async with platform_case.platform.snapshot(platform_case.vm) as view:
+            assert view.vm_id == platform_case.vm
+            assert view.vm_name
+            assert [disk.id for disk in view.disks] == list(platform_case.sizes)
+            for disk in view.disks:
+                assert disk.size in (None, platform_case.sizes[disk.id])
+                assert isinstance(disk.address, ExportAddress | Source)
+
+    async def test_disks_can_be_chosen(self, platform_case: PlatformCase) -> None:
+        last = list(platform_case.sizes)[-1]
+        async with platform_case.platform.snapshot(platform_case.vm, disks=[last]) as view:
+            assert [disk.id for disk in view.disks] == [last]
+
+    async def test_an_unknown_disk_is_refused_by_name(self, platform_case: PlatformCase) -> None:
+        with pytest.raises(SfasyncError, match="no-such-disk"):
+            async with platform_case.platform.snapshot(platform_case.vm, disks=["no-such-disk"]):
+                pytest.fail("the snapshot was made")
+
+    async def test_without_a_base_nothing_is_known_to_have_changed(self, platform_case: PlatformCase) -> None:
+        async with platform_case.platform.snapshot(platform_case.vm) as view:
+            for disk in view.disks:
+                assert disk.changed() is None
+                assert disk.reason
+
+    async def test_a_checkpoint_is_bound_to_its_disk(self, platform_case: PlatformCase) -> None:
+        async with platform_case.platform.snapshot(platform_case.vm) as view:
+            checkpoints = [disk.checkpoint for disk in view.disks if disk.checkpoint is not None]
+        assert len(checkpoints) == (len(platform_case.sizes) if platform_case.tracks else 0)
+        assert len({(point.disk_identity, point.id) for point in checkpoints}) == len(checkpoints)
+
+    async def test_changes_since_a_base_cover_nothing_outside_the_disk(self, platform_case: PlatformCase) -> None:
+        base = await self.base(platform_case)
+        async with platform_case.platform.snapshot(platform_case.vm, base=base, chain="chain") as view:
+            for disk in view.disks:
+                changed = disk.changed()
+                assert (changed is not None) == platform_case.tracks
+                position = 0
+                if changed is not None:
+                    async for extent in changed:
+                        assert extent.offset >= position
+                        position = extent.end
+                assert position <= platform_case.sizes[disk.id]
+
+    async def test_committed_may_be_called_again(self, platform_case: PlatformCase) -> None:
+        async with platform_case.platform.snapshot(platform_case.vm) as view:
+            await view.check()
+            await view.committed(list(platform_case.sizes))
+            await view.committed(list(platform_case.sizes))
+
+    async def test_a_snapshot_that_stands_is_not_lost(self, platform_case: PlatformCase) -> None:
+        async with platform_case.platform.snapshot(platform_case.vm) as view:
+            lost = asyncio.ensure_future(view.lost)
+            await asyncio.sleep(0)
+            assert not lost.done()
+            lost.cancel()
+
+    async def test_an_error_inside_passes_through(self, platform_case: PlatformCase) -> None:
+        with pytest.raises(ZeroDivisionError):
+            async with platform_case.platform.snapshot(platform_case.vm):
+                raise ZeroDivisionError
+        async with platform_case.platform.snapshot(platform_case.vm) as view:
+            assert len(view.disks) == len(platform_case.sizes)
+
+    async def test_targets_are_at_least_as_large_as_asked(self, platform_case: PlatformCase) -> None:
+        async with platform_case.platform.restore(platform_case.vm, config=None, disks=platform_case.sizes) as target:
+            assert set(target.disks) == set(platform_case.sizes)
+            for disk, place in target.disks.items():
+                if not isinstance(place, ExportAddress):
+                    assert place.size >= platform_case.sizes[disk]
+            await target.finish()
+
+    @staticmethod
+    async def base(case: PlatformCase) -> dict[str, Checkpoint]:
+        """A checkpoint of each disk that has one."""
+        async with case.platform.snapshot(case.vm, chain="chain") as view:
+            base = {disk.id: disk.checkpoint for disk in view.disks if disk.checkpoint is not None}
+            await view.committed(list(base))
+        return base
