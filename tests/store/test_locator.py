@@ -1,0 +1,227 @@
+"""The cache follows the index, and is replaced when it is damaged, foreign, gone or cannot be written."""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sfasync.errors import RepositoryVersionError
+from sfasync.store.cache import IndexCache, cache_path
+from sfasync.store.index import IndexReader, encode_index
+from sfasync.store.locator import Locator
+from sfasync.store.names import TOMBSTONES, index_key, pack_key
+from sfasync.store.objects import ObjectKind, encode
+from sfasync.store.packs import Pack
+from sfasync.store.seal import BlobKind
+
+from .memory import MemoryStore
+from .test_cache import name, pack_of
+
+REPOSITORY = b"r" * 16
+
+
+def put_index(store: MemoryStore, packs: list[Pack], supersedes: list[bytes] | None = None) -> bytes:
+    index = secrets.token_bytes(16)
+    key = index_key(index)
+    store.put(key, encode(ObjectKind.INDEX, key, REPOSITORY, encode_index(packs, supersedes or [])))
+    for pack in packs:
+        store.objects.setdefault(pack_key(pack.id), b"pack")
+    return index
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def locator(store: MemoryStore) -> Iterator[Locator]:
+    opened = Locator(store, REPOSITORY)
+    yield opened
+    opened.close()
+    opened.close()
+
+
+def known(locator: Locator, number: int) -> bool:
+    return bool(locator.locations(BlobKind.CHUNK, name(number), 100))
+
+
+def test_nothing_is_opened_before_it_is_needed(store: MemoryStore) -> None:
+    Locator(store, REPOSITORY).close()
+    path = cache_path(REPOSITORY)
+    assert path is not None
+    assert not path.exists()
+
+
+def test_new_index_objects_are_taken_in_and_lost_ones_dropped(store: MemoryStore, locator: Locator) -> None:
+    first = put_index(store, [pack_of(1, [name(1)])])
+    assert locator.sync() == []
+    put_index(store, [pack_of(2, [name(2)])])
+    assert (known(locator, 1), known(locator, 2)) == (True, False)
+    locator.sync()
+    assert (known(locator, 1), known(locator, 2)) == (True, True)
+    store.delete(index_key(first))
+    locator.sync()
+    assert (known(locator, 1), known(locator, 2)) == (False, True)
+
+
+def test_known_index_objects_are_not_read_again(store: MemoryStore, locator: Locator) -> None:
+    put_index(store, [pack_of(1, [name(1)])])
+    locator.sync()
+    reads: list[str] = []
+    store.before = lambda operation, key: reads.append(key) if operation == "get" else None
+    locator.sync()
+    assert reads == []
+
+
+def test_superseded_index_objects_are_left_alone(store: MemoryStore, locator: Locator) -> None:
+    old = put_index(store, [pack_of(1, [name(1)]), pack_of(2, [name(2)])])
+    locator.sync()
+    put_index(store, [pack_of(1, [name(1)])], [old])
+    for _ in range(2):
+        locator.sync()
+        assert (known(locator, 1), known(locator, 2)) == (True, False)
+    fresh = Locator(store, REPOSITORY, private=True)
+    fresh.sync()
+    assert (known(fresh, 1), known(fresh, 2)) == (True, False)
+    fresh.close()
+
+
+def test_damaged_and_newer_index_objects_are_left_out_and_told(store: MemoryStore, locator: Locator) -> None:
+    put_index(store, [pack_of(1, [name(1)])])
+    damaged = index_key(put_index(store, [pack_of(2, [name(2)])]))
+    store.objects[damaged] = store.objects[damaged][:-1] + b"?"
+    store.objects[index_key(bytes(16))] = b"garbage"
+    store.objects["domains/default/index/foreign"] = b"garbage"
+    problems = locator.sync()
+    assert sorted(problem.path or "" for problem in problems) == sorted([damaged, index_key(bytes(16))])
+    assert (known(locator, 1), known(locator, 2)) == (True, False)
+    assert not any(isinstance(problem, RepositoryVersionError) for problem in problems)
+
+
+def test_only_packs_that_stay_are_relied_on(store: MemoryStore, locator: Locator) -> None:
+    packs = [pack_of(number, [name(number)]) for number in (1, 2, 3)]
+    put_index(store, packs)
+    store.delete(pack_key(packs[1].id))
+    store.put(TOMBSTONES + packs[2].id.hex(), b"")
+    locator.sync()
+    locator.set_usable()
+    assert locator.usable(BlobKind.CHUNK, name(1), 100) == packs[0].id
+    assert locator.usable(BlobKind.CHUNK, name(2), 100) is None
+    assert locator.usable(BlobKind.CHUNK, name(3), 100) is None
+    assert known(locator, 3)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"not a database " * 1000)
+
+
+def foreign(path: Path) -> None:
+    path.unlink()
+    IndexCache(path, b"f" * 16).close()
+
+
+def newer(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+
+
+@pytest.mark.parametrize("damage", [truncate, garbage, foreign, newer, Path.unlink])
+def test_a_damaged_cache_is_made_anew(store: MemoryStore, damage: Callable[[Path], None]) -> None:
+    put_index(store, [pack_of(number, [name(number)]) for number in range(200)])
+    first = Locator(store, REPOSITORY)
+    first.sync()
+    first.close()
+    path = cache_path(REPOSITORY)
+    assert path is not None
+    damage(path)
+    again = Locator(store, REPOSITORY)
+    again.sync()
+    assert all(known(again, number) for number in range(200))
+    again.close()
+    last = Locator(store, REPOSITORY)
+    assert known(last, 1)
+    last.close()
+
+
+def test_a_cache_overwritten_under_our_hands_is_made_anew(store: MemoryStore, locator: Locator) -> None:
+    put_index(store, [pack_of(number, [name(number)]) for number in range(2000)])
+    locator.sync()
+    path = cache_path(REPOSITORY)
+    assert path is not None
+    locator.cache.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    locator.cache.execute("PRAGMA cache_size = 0")
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xa5" * (size - 4096))
+    assert all(known(locator, number) for number in range(0, 2000, 100))
+
+
+def test_a_cache_removed_under_our_hands_does_no_harm(store: MemoryStore, locator: Locator) -> None:
+    put_index(store, [pack_of(1, [name(1)])])
+    locator.sync()
+    path = cache_path(REPOSITORY)
+    assert path is not None
+    for file in path.parent.iterdir():
+        file.unlink()
+    put_index(store, [pack_of(2, [name(2)])])
+    locator.sync()
+    assert (known(locator, 1), known(locator, 2)) == (True, True)
+
+
+def test_without_a_place_a_private_cache_does(store: MemoryStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    put_index(store, [pack_of(1, [name(1)])])
+    locator = Locator(store, REPOSITORY)
+    locator.sync()
+    assert known(locator, 1)
+    locator.close()
+
+
+def test_a_full_place_is_left_for_a_private_cache(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_index(store, [pack_of(1, [name(1)])])
+    locator = Locator(store, REPOSITORY)
+    original = IndexCache.add
+
+    def full(cache: IndexCache, index: bytes, reader: IndexReader) -> None:
+        if locator._path is not None:
+            raise sqlite3.OperationalError("database or disk is full")
+        original(cache, index, reader)
+
+    monkeypatch.setattr(IndexCache, "add", full)
+    locator.sync()
+    assert known(locator, 1)
+    locator.close()
+
+
+def test_a_cache_is_made_anew_once_on_request(store: MemoryStore, locator: Locator) -> None:
+    put_index(store, [pack_of(1, [name(1)])])
+    locator.sync()
+    locator.cache.execute("DELETE FROM blobs")
+    assert not known(locator, 1)
+    assert locator.rebuild_once()
+    assert known(locator, 1)
+    assert not locator.rebuild_once()
+
+
+def test_a_private_cache_leaves_nothing(store: MemoryStore, tmp_path: Path) -> None:
+    put_index(store, [pack_of(1, [name(1)])])
+    locator = Locator(store, REPOSITORY, private=True)
+    locator.sync()
+    assert not locator.rebuild_once()
+    locator.close()
+    path = cache_path(REPOSITORY)
+    assert path is not None
+    assert list(path.parent.iterdir()) == []
+

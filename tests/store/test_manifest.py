@@ -1,0 +1,154 @@
+"""Records have one spelling, and manifests one meaning."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sfasync.errors import IntegrityError, UsageError
+from sfasync.models import Checkpoint, DiskRecord, DiskStatistics, FileRecord, Manifest
+from sfasync.store.manifest import (
+    MAX_RECORD,
+    Configuration,
+    SessionRecord,
+    VoidRecord,
+    check_manifest,
+    decode_configuration,
+    decode_record,
+    encode_record,
+)
+
+KEY = "domains/default/backups/00/01"
+
+DISK = DiskRecord(
+    id="vda",
+    size=5,
+    root="0" * 64,
+    tree="a" * 64,
+    mode="full",
+    reasons=("first-backup",),
+    checkpoint=Checkpoint("c1", "disk-1", 5),
+    statistics=DiskStatistics(bytes_read=5, seconds={"seal": 0.25, "read": 1.5}),
+)
+MANIFEST = Manifest(
+    id="ab" * 16,
+    repository="cd" * 16,
+    seq=7,
+    vm="web-01",
+    vm_name="Wéb 01",
+    time=1.5,
+    parent="ef" * 16,
+    platform="plain",
+    version="0.1",
+    snapshot="s",
+    tags=("daily",),
+    disks=(DISK, replace(DISK, id="vdb", checkpoint=None)),
+    files=(FileRecord(name="config.json", size=3, digest="b" * 64),),
+    seconds=2.0,
+)
+
+
+def test_what_is_encoded_is_decoded() -> None:
+    for record in (
+        MANIFEST,
+        Configuration(format=1, id="00" * 16, chunk_size=2**20, created=1.0),
+        SessionRecord(host="h", pid=1, created=1.0, parent=None, roots=("0" * 64,)),
+        VoidRecord(reason="fenced", created=1.0),
+    ):
+        assert decode_record(encode_record(record), type(record), KEY) == record
+    check_manifest(MANIFEST, KEY)
+
+
+def test_an_int_for_a_float_is_written_as_a_float() -> None:
+    assert decode_record(encode_record(replace(MANIFEST, time=5)), Manifest, KEY).time == 5.0
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"seq":7', b'"seq": 7'),
+        (b'"seq":7', b'"seq":7.0'),
+        (b'"seq":7', b'"seq":"7"'),
+        (b'"seq":7', b'"seq":7,"seq":7'),
+        (b'"seq":7', b'"seq":7,"unknown":1'),
+        (b'"time":1.5', b'"time":1.50'),
+        (b'"time":1.5', b'"time":1e999'),
+        (b'"time":1.5', b'"time":NaN'),
+        (b'"vm":"web-01"', b'"vm":"\\u0077eb-01"'),
+        (b'"vm":"web-01"', b'"vm":"\xff"'),
+        (b'"tags":["daily"],', b""),
+        (b"{", b" {"),
+    ],
+)
+def test_other_spellings_are_refused(old: bytes, new: bytes) -> None:
+    payload = encode_record(MANIFEST)
+    assert old in payload
+    with pytest.raises(IntegrityError) as caught:
+        decode_record(payload.replace(old, new, 1), Manifest, KEY)
+    assert caught.value.path == KEY
+    assert "\n" not in str(caught.value)
+
+
+@given(st.binary(max_size=200))
+def test_garbage_gives_only_the_typed_error(garbage: bytes) -> None:
+    with pytest.raises(IntegrityError):
+        decode_record(garbage, Manifest, KEY)
+
+
+@pytest.mark.parametrize("nested", [b"[" * 60000, b'{"disks":' * 6000, b'{"tags":[' + b"[" * 50000])
+def test_deep_nesting_is_refused(nested: bytes) -> None:
+    with pytest.raises(IntegrityError):
+        decode_record(nested, Manifest, KEY)
+
+
+def test_what_is_too_large_is_neither_written_nor_read() -> None:
+    large = replace(MANIFEST, vm_name="x" * MAX_RECORD)
+    with pytest.raises(UsageError, match="65536 are the most"):
+        encode_record(large)
+    small = encode_record(MANIFEST)
+    with pytest.raises(IntegrityError):
+        decode_record(small.replace(b"W\xc3\xa9b 01", b"x" * MAX_RECORD), Manifest, KEY)
+
+
+def test_text_that_cannot_be_written_is_refused() -> None:
+    with pytest.raises(UsageError, match="cannot be written"):
+        encode_record(replace(MANIFEST, vm_name="\ud800"))
+    with pytest.raises(UsageError, match="cannot be written"):
+        encode_record(replace(MANIFEST, time=float("nan")))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        replace(MANIFEST, id="AB" * 16),
+        replace(MANIFEST, id="../../etc"),
+        replace(MANIFEST, repository="0"),
+        replace(MANIFEST, parent="x"),
+        replace(MANIFEST, seq=0),
+        replace(MANIFEST, seq=2**60),
+        replace(MANIFEST, disks=(DISK, DISK)),
+        replace(MANIFEST, files=MANIFEST.files * 2),
+        replace(MANIFEST, disks=(replace(DISK, size=-1),)),
+        replace(MANIFEST, disks=(replace(DISK, size=2**63),)),
+        replace(MANIFEST, disks=(replace(DISK, root="0" * 63),)),
+        replace(MANIFEST, disks=(replace(DISK, tree="g" * 64),)),
+        replace(MANIFEST, disks=(replace(DISK, mode="other"),)),
+        replace(MANIFEST, disks=(replace(DISK, checkpoint=Checkpoint("c", "d", -1)),)),
+        replace(MANIFEST, files=(FileRecord(name="f", size=2**30, digest="b" * 64),)),
+        replace(MANIFEST, files=(FileRecord(name="f", size=1, digest=""),)),
+    ],
+)
+def test_values_out_of_range_are_refused(wrong: Manifest) -> None:
+    with pytest.raises(IntegrityError):
+        check_manifest(wrong, KEY)
+
+
+def test_a_configuration_out_of_range_is_refused() -> None:
+    good = Configuration(format=1, id="00" * 16, chunk_size=2**20, created=1.0)
+    assert decode_configuration(encode_record(good), "config") == good
+    for wrong in (replace(good, format=2), replace(good, id="x"), replace(good, chunk_size=12345)):
+        with pytest.raises(IntegrityError):
+            decode_configuration(encode_record(wrong), "config")
