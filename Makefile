@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SETUP = $(VENV)/setup.stamp
 
-.PHONY: help setup demo test test-all lint bench fuzz docs constraints packages
+.PHONY: help setup demo test test-all lint bench soak fuzz docs constraints packages
 
 help:
 	@echo "make demo        show the main job on real servers, in about a minute"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-all    run them on every supported Python that is installed"
 	@echo "make lint        style and types"
 	@echo "make fuzz        property tests with many more examples"
+	@echo "make soak        random cycles of backup, kill and restore; DURATION=600"
 	@echo "make bench       against nbdcopy and restic; ARGS='--size 4G'"
 	@echo "make docs        write the generated pages again"
 	@echo "make setup       only prepare $(VENV); PYTHON=python3.12 chooses the interpreter"
@@ -49,6 +50,10 @@ lint: setup
 
 fuzz: packages setup
 	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=fuzz --timeout=0 $(ARGS)
+
+DURATION ?= 600
+soak: packages setup
+	@$(BIN)/python -m tests.soak --seconds $(DURATION) $(ARGS)
 
 bench: packages setup
 	@scripts/system-packages bench
