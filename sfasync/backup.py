@@ -19,16 +19,14 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ._version import VERSION
-from .buffers import BufferPool
-from .endpoints import Endpoints
 from .errors import CbtError, LeaseLostError, SfasyncError, UsageError, printable
 from .extents import chunks
 from .interfaces import BackupSession, BackupStore, DiskWriter, Platform, SnapshotDisk, SnapshotView, Source
-from .models import BackupResult, DiskRecord, Limits, Manifest
+from .models import BackupResult, DiskRecord, Manifest
 from .pipeline import transfer
 from .progress import Meter, Reporter
+from .resources import Resources
 from .tasks import cancelled, finish, run_all
-from .throttle import Throttle, ThrottledSource
 
 log = logging.getLogger("sfasync")
 
@@ -76,33 +74,16 @@ def check_id(what: str, text: str) -> None:
 
 
 class Backup:
-    """Carries out one backup.
+    """Carries out backups into one store.
 
     Args:
-        store: Where it goes.
-        endpoints: Opens the disks.
-        pool: Memory, shared with the engine's other jobs.
-        slots: Limits the disks moved at once, shared likewise.
-        limits: The engine's.
-        throttle: Limits the bytes read in a second, shared likewise; None for no limit.
+        store: Where they go.
+        resources: Shared with the engine's other jobs.
     """
 
-    def __init__(
-        self,
-        store: BackupStore,
-        *,
-        endpoints: Endpoints,
-        pool: BufferPool,
-        slots: asyncio.Semaphore,
-        limits: Limits,
-        throttle: Throttle | None,
-    ) -> None:
+    def __init__(self, store: BackupStore, resources: Resources) -> None:
         self._store = store
-        self._endpoints = endpoints
-        self._pool = pool
-        self._slots = slots
-        self._limits = limits
-        self._throttle = throttle
+        self._resources = resources
 
     async def run(self, request: BackupRequest, platform: Platform, reporter: Reporter) -> BackupResult:
         """Make the backup.
@@ -172,9 +153,9 @@ class Backup:
         reporter: Reporter,
     ) -> DiskRecord:
         """Move one disk into the session."""
-        async with self._slots, self._endpoints.source(disk.address) as opened:
+        async with self._resources.slots, self._resources.endpoints.source(disk.address) as opened:
             began = time.monotonic()
-            source: Source = ThrottledSource(opened, self._throttle) if self._throttle else opened
+            source = self._resources.throttled(opened)
             before = parent.disk(disk.id) if parent else None
             mode, reasons = _mode(disk, before, request)
             meter = reporter.meter(disk.id, source.size)
@@ -218,9 +199,10 @@ class Backup:
             changed=disk.changed() if mode == "incremental" else None,
             parent_size=before.size if before else None,
         )
-        lanes = self._limits.requests * self._limits.connections
+        limits = self._resources.limits
+        lanes = limits.requests * limits.connections
         async with aclosing(plan):
-            await transfer(plan, source, writer, pool=self._pool, lanes=lanes, meter=meter)
+            await transfer(plan, source, writer, pool=self._resources.pool, lanes=lanes, meter=meter)
 
 
 def _mode(disk: SnapshotDisk, before: DiskRecord | None, request: BackupRequest) -> tuple[str, tuple[str, ...]]:

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from .buffers import BufferPool
 from .errors import UsageError
 from .extents import align_down, pieces
 from .interfaces import Sink, Source
-from .models import CopyResult, Extent
+from .models import CopyResult, Extent, Limits
 from .pipeline import transfer
 from .progress import Reporter
+from .resources import Resources
 from .units import KiB, MiB
 
 _REQUEST_SIZE = 256 * KiB  # stays in the cache of a core from the socket to the target (docs/performance.md)
@@ -55,9 +55,7 @@ async def copy(
     source: Source,
     target: Sink,
     options: CopyOptions,
-    *,
-    pool: BufferPool,
-    lanes: int,
+    resources: Resources,
     reporter: Reporter,
 ) -> CopyResult:
     """Copy all bytes of a source; a larger target keeps its tail.
@@ -66,8 +64,7 @@ async def copy(
         source: Read.
         target: Written; at least as large.
         options: How.
-        pool: Gives the memory.
-        lanes: Requests under way at once.
+        resources: Shared with the engine's other jobs.
         reporter: Told how far it is.
 
     Raises:
@@ -78,11 +75,12 @@ async def copy(
     reporter.enter("running")
     size = source.size
     alignment = max(source.block_size, target.block_size)
-    piece = max(alignment, min(options.request_size or _REQUEST_SIZE, align_down(pool.budget, alignment)))
+    piece = max(alignment, min(options.request_size or _REQUEST_SIZE, align_down(resources.pool.budget, alignment)))
     extents = source.extents() if options.extents else _all_data(size)
     async with aclosing(pieces(extents, size=size, piece=piece, alignment=alignment)) as plan:
         sink = _ZerosAreThere(target) if options.destination_is_zero else target
-        await transfer(plan, source, sink, pool=pool, lanes=1 if options.synchronous else lanes, meter=meter)
+        lanes = _lanes(options, resources.limits)
+        await transfer(plan, resources.throttled(source), sink, pool=resources.pool, lanes=lanes, meter=meter)
     reporter.enter("committing")
     durable = await target.flush() if options.flush else False
     return CopyResult(
@@ -92,6 +90,12 @@ async def copy(
         durable=durable,
         seconds=time.monotonic() - began,
     )
+
+
+def _lanes(options: CopyOptions, limits: Limits) -> int:
+    if options.synchronous:
+        return 1
+    return (options.connections or limits.connections) * (options.requests or limits.requests)
 
 
 async def _all_data(size: int) -> AsyncIterator[Extent]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -11,9 +10,8 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from .backup import Backup, BackupRequest, check_id
-from .buffers import BufferPool
 from .copying import CopyOptions, copy
-from .endpoints import Endpoints, checked_target, parse_disk, parse_endpoint
+from .endpoints import checked_target, parse_disk, parse_endpoint
 from .errors import StateError, TargetRefusedError, UsageError
 from .interfaces import BackupStore, Platform, Sink, Source
 from .jobs import Job
@@ -29,11 +27,10 @@ from .models import (
 )
 from .platform.plain import PlainPlatform
 from .progress import ProgressCallback, Reporter
+from .resources import Resources
 from .restore import Restore, record_of
 from .targets import OpenTarget, export_target, file_name, file_target, sink_target
 from .tasks import finish
-from .throttle import Throttle
-from .workers import Workers
 
 _T = TypeVar("_T")
 
@@ -41,7 +38,6 @@ Disk = str | ExportAddress | Source
 TargetDisk = str | ExportAddress | Sink
 
 _CLOSE_SECONDS = 5.0
-_FILE_THREADS = 8
 
 
 class Engine:
@@ -65,18 +61,14 @@ class Engine:
     ) -> None:
         self.limits = limits or Limits()
         self._repository = repository
-        # A quarter of the memory is for what sealing and unsealing hold beside the slots.
-        self._pool = BufferPool(self.limits.memory * 3 // 4)
-        self._workers = Workers(_FILE_THREADS, "sfasync-engine")
-        self._endpoints = Endpoints(self.limits, timeouts or Timeouts(), self._workers)
-        self._slots = asyncio.Semaphore(self.limits.disks)
-        self._throttle = Throttle(self.limits.rate) if self.limits.rate else None
+        self._resources = Resources(self.limits, timeouts or Timeouts())
         self._jobs: set[Job[Any]] = set()
         self._closed = False
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self._jobs)} jobs"
-        return f"<Engine {state}, {self._pool.in_use} of {self._pool.budget} buffer bytes in use>"
+        pool = self._resources.pool
+        return f"<Engine {state}, {pool.in_use} of {pool.budget} buffer bytes in use>"
 
     async def __aenter__(self) -> Engine:
         return self
@@ -92,8 +84,7 @@ class Engine:
         try:
             await finish(self._end_jobs(), _CLOSE_SECONDS)
         finally:
-            self._workers.close()
-            self._pool.close()
+            self._resources.close()
 
     async def _end_jobs(self) -> None:
         jobs = list(self._jobs)
@@ -139,14 +130,7 @@ class Engine:
         for disk in ids or ():
             check_id("disk", disk)
         request = BackupRequest(vm=vm, disks=ids, mode=mode, tags=tuple(tags), wait=wait)
-        work = Backup(
-            self._store,
-            endpoints=self._endpoints,
-            pool=self._pool,
-            slots=self._slots,
-            limits=self.limits,
-            throttle=self._throttle,
-        )
+        work = Backup(self._store, self._resources)
         return self._start(lambda reporter: work.run(request, platform, reporter), progress)
 
     async def backup_vm(
@@ -223,14 +207,7 @@ class Engine:
             else:
                 assert to is not None
                 targets = await self._file_targets(manifest, Path(to), disks, image_format, force)
-            restore = Restore(
-                self._store,
-                endpoints=self._endpoints,
-                pool=self._pool,
-                slots=self._slots,
-                limits=self.limits,
-                workers=self._workers,
-            )
+            restore = Restore(self._store, self._resources)
             return await restore.run(manifest, targets, verify_after=verify_after, reporter=reporter)
 
         return self._start(work, progress)
@@ -277,7 +254,7 @@ class Engine:
         for disk, address in addresses.items():
             size = record_of(manifest, disk).size
             if isinstance(address, ExportAddress):
-                targets[disk] = export_target(self._endpoints, address, size)
+                targets[disk] = export_target(self._resources.endpoints, address, size)
             else:
                 targets[disk] = sink_target(address, size)
         return targets
@@ -288,10 +265,15 @@ class Engine:
         wanted = [disk.id for disk in manifest.disks] if disks is None else list(dict.fromkeys(disks))
         paths = {disk: directory / file_name(disk, image_format) for disk in wanted}
         sizes = {disk: record_of(manifest, disk).size for disk in wanted}
-        await self._workers.run(_make_directory, directory)
+        await self._resources.workers.run(_make_directory, directory)
         return {
             disk: file_target(
-                self._endpoints, path, size=sizes[disk], image_format=image_format, force=force, workers=self._workers
+                self._resources.endpoints,
+                path,
+                size=sizes[disk],
+                image_format=image_format,
+                force=force,
+                workers=self._resources.workers,
             )
             for disk, path in paths.items()
         }
@@ -360,13 +342,13 @@ class Engine:
         share = {"connections": connections, "requests": requests}
 
         async def work(reporter: Reporter) -> CopyResult:
-            async with self._slots, self._endpoints.source(source_place, **share) as opened:
+            async with self._resources.slots, self._resources.endpoints.source(source_place, **share) as opened:
                 if target_place is None or isinstance(target_place, ExportAddress | Path):
-                    opening = self._endpoints.copy_target(target_place, size=opened.size, **share)
+                    opening = self._resources.endpoints.copy_target(target_place, size=opened.size, **share)
                     async with opening as sink:
-                        return await self._copy(opened, sink, options, reporter)
+                        return await copy(opened, sink, options, self._resources, reporter)
                 sink = checked_target(target_place, size=opened.size, name=f"<{type(target_place).__name__}>")
-                return await self._copy(opened, sink, options, reporter)
+                return await copy(opened, sink, options, self._resources, reporter)
 
         return self._start(work, progress)
 
@@ -407,10 +389,6 @@ class Engine:
             progress=progress,
         ) as job:
             return await job.result()
-
-    async def _copy(self, source: Source, sink: Sink, options: CopyOptions, reporter: Reporter) -> CopyResult:
-        lanes = (options.connections or self.limits.connections) * (options.requests or self.limits.requests)
-        return await copy(source, sink, options, pool=self._pool, lanes=lanes, reporter=reporter)
 
     # --- jobs ---------------------------------------------------------------------------------------------------------
 

@@ -2,53 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 
-from .buffers import BufferPool
-from .endpoints import Endpoints
 from .errors import IntegrityError, UsageError
 from .extents import pieces
 from .interfaces import BackupStore, Sink, Source
-from .models import DiskRecord, Limits, Manifest, RestoredDisk, RestoreResult
+from .models import DiskRecord, Manifest, RestoredDisk, RestoreResult
 from .pipeline import transfer
 from .progress import Meter, Reporter
+from .resources import Resources
 from .store.digest import DigestSink
 from .targets import OpenTarget
 from .tasks import run_all
-from .workers import Workers
 
 
 class Restore:
-    """Carries out one restore.
+    """Carries out restores from one store.
 
     Args:
-        store: Where the backup is.
-        endpoints: Opens targets to be read back.
-        pool: Memory, shared with the engine's other jobs.
-        slots: Limits the disks moved at once, shared likewise.
-        limits: The engine's.
-        workers: Threads for digests.
+        store: Where the backups are.
+        resources: Shared with the engine's other jobs.
     """
 
-    def __init__(
-        self,
-        store: BackupStore,
-        *,
-        endpoints: Endpoints,
-        pool: BufferPool,
-        slots: asyncio.Semaphore,
-        limits: Limits,
-        workers: Workers,
-    ) -> None:
+    def __init__(self, store: BackupStore, resources: Resources) -> None:
         self._store = store
-        self._endpoints = endpoints
-        self._pool = pool
-        self._slots = slots
-        self._lanes = limits.requests
-        self._workers = workers
+        self._resources = resources
 
     async def run(
         self,
@@ -84,10 +64,11 @@ class Restore:
     async def _disk(
         self, manifest: Manifest, record: DiskRecord, target: OpenTarget, verify_after: bool, reporter: Reporter
     ) -> RestoredDisk:
-        async with self._slots:
+        async with self._resources.slots:
             began = time.monotonic()
             meter = reporter.meter(record.id, record.size)
-            await self._transfer(self._store.open_disk(manifest, record.id), target.sink, record.size, meter)
+            source = self._resources.throttled(self._store.open_disk(manifest, record.id))
+            await self._transfer(source, target.sink, record.size, meter)
             await target.sink.flush()
             if verify_after:
                 await self._compare(record, target)
@@ -108,14 +89,15 @@ class Restore:
             extents, size=size, piece=self._store.chunk_size, alignment=max(source.block_size, sink.block_size)
         )
         async with aclosing(plan):
-            await transfer(plan, source, sink, pool=self._pool, lanes=self._lanes, meter=meter)
+            lanes = self._resources.limits.requests
+            await transfer(plan, source, sink, pool=self._resources.pool, lanes=lanes, meter=meter)
 
     async def _compare(self, record: DiskRecord, target: OpenTarget) -> None:
         """Read the target back, all of it, and compare its tree digest."""
         if target.read_back is None:
             raise UsageError(f"target {target.name} cannot be read back", disk=record.id)
-        digest = DigestSink(record.size, self._store.chunk_size, self._workers)
-        async with self._endpoints.source(target.read_back) as source:
+        digest = DigestSink(record.size, self._store.chunk_size, self._resources.workers)
+        async with self._resources.endpoints.source(target.read_back) as source:
             await self._transfer(source, digest, record.size, Meter(record.id, record.size))
         if digest.finish()[1] != record.tree:
             raise IntegrityError(

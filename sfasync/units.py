@@ -30,9 +30,7 @@ def format_size(size: float) -> str:
     while abs(size) >= 1024 and len(units) > 1:
         size /= 1024
         del units[0]
-    if units[0] == "B" or size == int(size):
-        return f"{int(size)} {units[0]}"
-    return f"{size:.1f} {units[0]}"
+    return f"{size:.1f}".removesuffix(".0") + f" {units[0]}"
 
 
 def format_rate(bytes_per_second: float) -> str:

@@ -22,7 +22,7 @@ RINGS = (
         *("tasks", "throttle", "units", "workers"),
     },
     {"pipeline", "platform", "store", "transport"},
-    {"backup", "copying", "endpoints", "engine", "jobs", "qcow2", "restore", "targets"},
+    {"backup", "copying", "endpoints", "engine", "jobs", "qcow2", "resources", "restore", "targets"},
     {"__init__", "__main__", "cli"},
 )
 RING = {part: number for number, ring in enumerate(RINGS) for part in ring}

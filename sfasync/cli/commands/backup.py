@@ -79,6 +79,9 @@ def command(
 async def _backup(output: Output, wish: _Wish) -> int:
     from ...engine import Engine
     from ...store.repository import Repository
+    from ..allocator import keep_freed_memory
+
+    keep_freed_memory()
 
     disks = _addresses(wish)  # usage errors come before the repository's
     async with (

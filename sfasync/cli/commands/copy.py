@@ -26,6 +26,7 @@ from ..runner import perform
 @click.option("--request-size", type=options.size, metavar="SIZE", help="Bytes of a request, a power of two.")
 @click.option("--destination-is-zero", is_flag=True, help="DST reads as zeros already: write no zeros.")
 @click.option("--synchronous", is_flag=True, help="One request at a time.")
+@options.limit_rate
 @options.memory
 @options.common
 def command(
@@ -39,6 +40,7 @@ def command(
     request_size: int | None,
     destination_is_zero: bool,
     synchronous: bool,
+    rate: int | None,
     memory: int,
 ) -> int:
     """Copy the disk SRC to DST: each an NBD URI, a file or a block device; DST also null:, which only reads.
@@ -48,7 +50,7 @@ def command(
     for end in (source, target):
         if end == "-":
             raise click.UsageError("'-' is not supported: name a file or an NBD URI ('./-' for a file called so)")
-    limits = Limits(memory=memory)
+    limits = Limits(memory=memory, rate=rate)
 
     async def work() -> int:
         from ...engine import Engine

@@ -52,6 +52,7 @@ class _Wish:
 @click.option("--force", is_flag=True, help="With --to: replace files that exist.")
 @click.option("--verify-after", is_flag=True, help="Read everything back and compare.")
 @options.repository
+@options.limit_rate
 @options.memory
 @options.common
 def command(
@@ -64,6 +65,7 @@ def command(
     force: bool,
     verify_after: bool,
     repository: str,
+    rate: int | None,
     memory: int,
 ) -> int:
     """Restore the backup ID: its id, a unique prefix of it, or VM@latest.
@@ -83,7 +85,7 @@ def command(
         format=format or "raw",
         force=force,
         verify_after=verify_after,
-        limits=Limits(memory=memory),
+        limits=Limits(memory=memory, rate=rate),
     )
     return perform(output, lambda: _restore(output, wish))
 
@@ -92,6 +94,9 @@ async def _restore(output: Output, wish: _Wish) -> int:
     from ...engine import Engine
     from ...nbd.uri import parse_uri
     from ...store.repository import Repository
+    from ..allocator import keep_freed_memory
+
+    keep_freed_memory()
 
     targets = {disk: parse_uri(uri) for disk, uri in wish.targets.items()}  # usage errors come before the repository's
     async with (

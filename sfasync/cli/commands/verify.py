@@ -29,6 +29,9 @@ def command(output: Output, references: tuple[str, ...], data: bool, repository:
 async def _verify(output: Output, location: str, references: tuple[str, ...], data: bool) -> int:
     from ...engine import Engine
     from ...store.repository import Repository
+    from ..allocator import keep_freed_memory
+
+    keep_freed_memory()
 
     async with await Repository.open(location) as repository, Engine(repository) as engine:
         result = await engine.verify(*references, data=data, progress=output.count_progress("verifying", "objects"))

@@ -1,0 +1,43 @@
+"""What the jobs of one engine share: memory, threads, a limit on disks, a limit on bytes per second."""
+
+from __future__ import annotations
+
+import asyncio
+
+from .buffers import BufferPool
+from .endpoints import Endpoints
+from .interfaces import Source
+from .models import Limits, Timeouts
+from .throttle import Throttle, ThrottledSource
+from .workers import Workers
+
+_FILE_THREADS = 8
+
+
+class Resources:
+    """Made once for an engine, within its event loop.
+
+    Attributes:
+        limits: As given to the engine.
+        pool: Memory for blocks: three quarters of the limit. The rest is for what sealing and unsealing hold.
+        workers: Threads for files and digests.
+        endpoints: Opens disks.
+        slots: Taken by each disk while it is moved.
+    """
+
+    def __init__(self, limits: Limits, timeouts: Timeouts) -> None:
+        self.limits = limits
+        self.pool = BufferPool(limits.memory * 3 // 4)
+        self.workers = Workers(_FILE_THREADS, "sfasync-engine")
+        self.endpoints = Endpoints(limits, timeouts, self.workers)
+        self.slots = asyncio.Semaphore(limits.disks)
+        self._throttle = Throttle(limits.rate) if limits.rate else None
+
+    def throttled(self, source: Source) -> Source:
+        """The source, read no faster than the limit allows to all jobs together."""
+        return ThrottledSource(source, self._throttle) if self._throttle else source
+
+    def close(self) -> None:
+        """Give everything back; no job may be left."""
+        self.workers.close()
+        self.pool.close()
