@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SETUP = $(VENV)/setup.stamp
 
-.PHONY: help setup demo test test-all lint bench soak fuzz docs constraints packages
+.PHONY: help setup demo test test-all lint bench soak fuzz faults docs constraints packages
 
 help:
 	@echo "make demo        show the main job on real servers, in about a minute"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-all    run them on every supported Python that is installed"
 	@echo "make lint        style and types"
 	@echo "make fuzz        property tests with many more examples"
+	@echo "make faults      a backup killed, or failing, at every system call in turn"
 	@echo "make soak        random cycles of backup, kill and restore; DURATION=600"
 	@echo "make bench       against nbdcopy and restic; ARGS='--size 4G'"
 	@echo "make docs        write the generated pages again"
@@ -24,7 +25,7 @@ packages:
 setup: $(SETUP)
 
 # The stamp is newer than what it was made from, or the environment is brought up to date.
-$(SETUP): pyproject.toml constraints.txt Makefile | packages
+$(SETUP): pyproject.toml constraints.txt | packages
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than Python 3.11; try: make setup PYTHON=python3.11" >&2; exit 1; }
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
@@ -50,6 +51,9 @@ lint: setup
 
 fuzz: packages setup
 	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=fuzz --timeout=0 $(ARGS)
+
+faults: packages setup
+	@$(BIN)/python -m pytest -m faults $(ARGS)
 
 DURATION ?= 600
 soak: packages setup
