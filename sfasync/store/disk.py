@@ -67,11 +67,12 @@ class StoredDisk:
         end = self.size if length is None else min(self.size, offset + length)
         step = self._geometry.chunk_size
         runs = self._tree.runs(offset // step, -(-end // step))
-        position = offset // step * step
+        position = offset
         while position < end:
             for zero, count in await self._workers.run(_some, runs):
-                first, position = max(position, offset), position + count * step
-                yield Extent(first, min(position, end) - first, zero=zero, hole=zero)
+                stop = min(end, (position // step + count) * step)
+                yield Extent(position, stop - position, zero=zero, hole=zero)
+                position = stop
 
     # --- in a thread ------------------------------------------------------------------------------------------------
 
