@@ -35,9 +35,7 @@ async def write_disk(session: Session, disk_id: str, content: bytes) -> DiskReco
         for offset in range(0, len(content), step):
             group.create_task(writer.write(offset, memoryview(content)[offset : offset + step]))
     root, tree = await writer.finish()
-    return DiskRecord(
-        id=disk_id, size=len(content), root=root, tree=tree, mode="full", statistics=writer.statistics
-    )
+    return DiskRecord(id=disk_id, size=len(content), root=root, tree=tree, mode="full", statistics=writer.statistics)
 
 
 def manifest_of(session: Session, vm: str, disks: list[DiskRecord]) -> Manifest:

@@ -135,5 +135,5 @@ def test_opening_tells_what_is_wrong() -> None:
     assert open_blob(BlobKind.CHUNK, content_digest(data), 5000, sealed, "pack") == data
     with pytest.raises(IntegrityError, match="another digest"):
         open_blob(BlobKind.CHUNK, bytes(32), 5000, sealed, "pack")
-    with pytest.raises(IntegrityError, match="chunk .* in pack is damaged"):
+    with pytest.raises(IntegrityError, match=r"chunk .* in pack is damaged"):
         open_blob(BlobKind.CHUNK, content_digest(data), 4999, sealed, "pack")

@@ -44,7 +44,11 @@ def test_blobs_are_found_by_kind_name_and_length(cache: IndexCache) -> None:
     pack = (1).to_bytes(16, "big")
     assert cache.locations(BlobKind.CHUNK, name(2), 100) == [Location(pack, 1, 250, 50)]
     assert cache.usable(BlobKind.CHUNK, name(2), 100) == pack
-    for kind, digest, raw in ((BlobKind.PAGE, name(2), 100), (BlobKind.CHUNK, name(3), 100), (BlobKind.CHUNK, name(2), 99)):
+    for kind, digest, raw in (
+        (BlobKind.PAGE, name(2), 100),
+        (BlobKind.CHUNK, name(3), 100),
+        (BlobKind.CHUNK, name(2), 99),
+    ):
         assert cache.locations(kind, digest, raw) == []
         assert cache.usable(kind, digest, raw) is None
 

@@ -81,7 +81,8 @@ def test_truncations_and_wrong_counts_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [(32, 0), (32, 9), (36, 2**31), (36, 0), (40, 1), (44, 70000), (48, 2**31), (52, 0), (52, 10**6)]
+    ("field", "value"),
+    [(32, 0), (32, 9), (36, 2**31), (36, 0), (40, 1), (44, 70000), (48, 2**31), (52, 0), (52, 10**6)],
 )
 def test_rows_out_of_bounds_are_refused(field: int, value: int) -> None:
     data = bytearray(encode_index(packs_of(1, [1])))

@@ -129,9 +129,7 @@ def test_packs_are_closed_and_indexed_on_the_way(
         assert blobs.read(BlobKind.CHUNK, content_digest(data), 3000) == data
 
 
-def test_many_small_blobs_are_indexed_too(
-    store: MemoryStore, intake: Intake, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_small_blobs_are_indexed_too(store: MemoryStore, intake: Intake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packs, "TARGET_BLOBS", 10)
     monkeypatch.setattr(module, "INDEX_BLOBS", 20)
     for number in range(60):
@@ -140,9 +138,7 @@ def test_many_small_blobs_are_indexed_too(
     assert count(store, INDEX) >= 3
 
 
-def test_sealing_waits_for_a_slow_store(
-    store: MemoryStore, intake: Intake, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sealing_waits_for_a_slow_store(store: MemoryStore, intake: Intake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packs, "TARGET_SIZE", 1000)
     go, closing = threading.Event(), threading.Semaphore(0)
 

@@ -41,9 +41,7 @@ class TestWithoutNamelessFiles(ObjectStoreContract):
     """As on file systems that have no O_TMPFILE."""
 
     @pytest.fixture
-    def case(
-        self, tmp_path: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch
-    ) -> Iterator[ObjectStoreCase]:
+    def case(self, tmp_path: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStoreCase]:
         no_nameless_files(monkeypatch)
         other = LocalStore(tmp_path)
         yield ObjectStoreCase(store, other)
@@ -179,7 +177,9 @@ def test_everything_is_synced_before_the_next_step(store: LocalStore, monkeypatc
         original = getattr(os, name)
 
         def record(*args: object, name: str = name, original: object = original, **kwargs: object) -> object:
-            steps.append(f"{name} {os.path.basename(os.readlink(f'/proc/self/fd/{args[0]}'))}" if name == "fsync" else name)
+            steps.append(
+                f"{name} {os.path.basename(os.readlink(f'/proc/self/fd/{args[0]}'))}" if name == "fsync" else name
+            )
             return original(*args, **kwargs)  # type: ignore[operator]  # os functions of several shapes
 
         monkeypatch.setattr(os, name, record)

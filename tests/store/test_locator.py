@@ -179,7 +179,9 @@ def test_a_cache_removed_under_our_hands_does_no_harm(store: MemoryStore, locato
     assert (known(locator, 1), known(locator, 2)) == (True, True)
 
 
-def test_without_a_place_a_private_cache_does(store: MemoryStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_place_a_private_cache_does(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     put_index(store, [pack_of(1, [name(1)])])
@@ -224,4 +226,3 @@ def test_a_private_cache_leaves_nothing(store: MemoryStore, tmp_path: Path) -> N
     path = cache_path(REPOSITORY)
     assert path is not None
     assert list(path.parent.iterdir()) == []
-

@@ -131,7 +131,9 @@ def test_threads_append_without_gaps_or_overlaps() -> None:
         list(threads.map(append, range(len(contents))))
     pack = writer.close()
     assert pack.class_ == PackClass.META
-    found = {int.from_bytes(blob.name, "big"): bytes(sealed) for blob, sealed in PackReader(store, ID, REPOSITORY).read_all()}
+    found = {
+        int.from_bytes(blob.name, "big"): bytes(sealed) for blob, sealed in PackReader(store, ID, REPOSITORY).read_all()
+    }
     assert found == dict(enumerate(contents))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 import tracemalloc
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -97,7 +98,7 @@ def test_ranges_of_zeros_and_kept_chunks_equal_single_ones(count: int, seed: int
     parent_geometry = Geometry(parent_count * CHUNK, CHUNK)
     parent = pages.reader(parent_geometry, build(pages, parent_geometry, parent_chunks))
     cuts = sorted({0, count, *data.draw(st.lists(st.integers(0, count), max_size=6))})
-    parts = list(zip(cuts, cuts[1:], strict=False))
+    parts = list(pairwise(cuts))
     random.Random(seed).shuffle(parts)
     wanted = digests(count, seed)
     builder = pages.builder(Geometry(count * CHUNK, CHUNK))

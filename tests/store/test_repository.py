@@ -75,7 +75,9 @@ async def test_two_who_create_get_the_same_one(place: Path) -> None:
 async def test_where_none_is_the_message_says_what_to_do(tmp_path: Path, where: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(RepositoryError, match=f"no repository in {tmp_path / where}; make one with: sfasync init") as caught:
+    with pytest.raises(
+        RepositoryError, match=f"no repository in {tmp_path / where}; make one with: sfasync init"
+    ) as caught:
         await Repository.open(tmp_path / where)
     assert caught.value.exit_code == 10
     assert not (tmp_path / "missing").exists()
@@ -92,7 +94,7 @@ async def test_init_refuses_what_is_not_its_own(tmp_path: Path) -> None:
         await Repository.init(tmp_path / "full/file")
     async with await Repository.init(tmp_path / "new"):
         pass
-    with pytest.raises(TargetRefusedError, match="a repository in .* already"):
+    with pytest.raises(TargetRefusedError, match=r"a repository in .* already"):
         await Repository.init(tmp_path / "new")
     for size in (0, 100_000, 8 * MiB):
         with pytest.raises(UsageError, match="chunk size"):
@@ -185,7 +187,8 @@ async def test_what_is_not_found_is_told(repository: Repository, reference: str,
 
 
 async def test_an_ambiguous_prefix_is_refused(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secrets.token_hex", lambda size, tails=iter("12345"): ("abcd" + next(tails)).ljust(2 * size, "0"))
+    tails = iter("12345")
+    monkeypatch.setattr("secrets.token_hex", lambda size: ("abcd" + next(tails)).ljust(2 * size, "0"))
     first = await back_up(repository, "a", {"vda": b"x"})
     await back_up(repository, "b", {"vda": b"x"})
     with pytest.raises(BackupNotFoundError, match="2 backups begin with abcd"):

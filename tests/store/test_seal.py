@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,10 +12,15 @@ from hypothesis import strategies as st
 
 from sfasync.errors import IntegrityError
 from sfasync.store import seal as module
-from sfasync.store.seal import seal, unseal, zstd
+from sfasync.store.seal import seal, unseal
 from sfasync.units import KiB, MiB
 
 from .support import noise, text
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 
 @given(st.binary(min_size=1, max_size=5000))
@@ -84,7 +90,7 @@ def test_a_frame_that_lies_about_its_size_is_bounded() -> None:
 
 
 def test_a_window_that_is_too_large_is_refused() -> None:
-    options = {zstd.CompressionParameter.window_log: 27, zstd.CompressionParameter.content_size_flag: 0}
+    options: dict[int, int] = {zstd.CompressionParameter.window_log: 27, zstd.CompressionParameter.content_size_flag: 0}
     compressor = zstd.ZstdCompressor(options=options)
     frame = compressor.compress(text(MiB)) + compressor.flush()
     with pytest.raises(IntegrityError):

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ REPOSITORY = bytes.fromhex(MANIFEST.repository)
 VM = vm_name(REPOSITORY, MANIFEST.vm)
 
 
-# --- claims, every interleaving of two ----------------------------------------------------------------------------------
+# --- claims, every interleaving of two ------------------------------------------------------------------------------
 
 
 def commit(records: Records, claimed: Claim) -> None:
@@ -65,45 +66,59 @@ def store_with_history() -> MemoryStore:
     return store
 
 
+class Intruder:
+    """Lets another session in before one operation of the store."""
+
+    def __init__(self, point: int, fate: Callable[[Records, Claim], None]) -> None:
+        self.store = store_with_history()
+        self.records = Records(self.store, REPOSITORY)
+        self.other: Claim | None = None
+        self.steps = 0
+        self._point = point
+        self._fate = fate
+        self.store.before = self._before
+
+    def _before(self, operation: str, key: str) -> None:
+        self.steps += 1
+        if self.steps != self._point:
+            return
+        self.store.before = _nothing
+        with suppress(BusyError):
+            self.other = claim(self.records, MANIFEST.vm)
+            self._fate(self.records, self.other)
+        self.store.before = self._before
+
+
+def _nothing(operation: str, key: str) -> None:
+    pass
+
+
+def claim_with(intruder: Intruder) -> Claim | None:
+    try:
+        return claim(intruder.records, MANIFEST.vm)
+    except BusyError:
+        return None
+    finally:
+        intruder.store.before = _nothing
+
+
 @pytest.mark.parametrize("fate", [commit, die, live, die_after_the_manifest])
 def test_another_session_at_every_point_of_a_claim(fate: Callable[[Records, Claim], None]) -> None:
-    point = 0
-    while True:
-        store = store_with_history()
-        records = Records(store, REPOSITORY)
-        others: list[Claim] = []
-        steps = 0
-
-        def intrude(operation: str, key: str) -> None:
-            nonlocal steps
-            steps += 1
-            if steps == point + 1:
-                store.before = lambda operation, key: None
-                with suppress(BusyError):
-                    others.append(claim(records, MANIFEST.vm))
-                    fate(records, others[0])
-                store.before = intrude
-
-        store.before = intrude
-        try:
-            mine = claim(records, MANIFEST.vm)
-        except BusyError:
-            mine = None
-        store.before = lambda operation, key: None
-        if steps <= point:
+    for point in count(1):
+        intruder = Intruder(point, fate)
+        mine = claim_with(intruder)
+        if intruder.steps < point:
             break
+        if fate is live:
+            assert mine is None or intruder.other is None
+        elif intruder.other is not None:
+            assert mine is not None
+            assert mine.place.seq > intruder.other.place.seq
         if mine is not None:
-            assert store.held(session_key(*mine.place))
-            assert not any(place.seq >= mine.place.seq for place in records.numbered(VM))
-            assert mine.place not in [other.place for other in others]
-            if others and fate is live:
-                assert not records.manifests([others[0].place])
-            latest = records.manifests(records.numbered(VM))[-1]
-            assert mine.parent is not None
-            assert mine.parent.seq == latest.seq
-        if fate is live and others:
-            assert mine is None or others == []
-        point += 1
+            assert intruder.store.held(session_key(*mine.place))
+            places = intruder.records.numbered(VM)
+            assert not any(place.seq >= mine.place.seq for place in places)
+            assert mine.parent == intruder.records.manifests(places)[-1]
     assert point > 10
 
 
@@ -175,7 +190,7 @@ def test_names_that_are_used_up_are_told() -> None:
         claim(Records(store, REPOSITORY), MANIFEST.vm)
 
 
-# --- sessions of a repository -------------------------------------------------------------------------------------------
+# --- sessions of a repository ---------------------------------------------------------------------------------------
 
 
 async def test_after_a_backup_nothing_is_left_to_explain(repository: Repository, place: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 from blake3 import blake3
@@ -136,4 +137,4 @@ def test_geometry_of_a_large_disk() -> None:
 def test_runs(zeros: list[bool]) -> None:
     found = list(runs(ZERO if zero else b"\x01" * 32 for zero in zeros))
     assert [zero for zero, count in found for _ in range(count)] == zeros
-    assert all(a[0] != b[0] for a, b in zip(found, found[1:], strict=False))
+    assert all(a[0] != b[0] for a, b in pairwise(found))

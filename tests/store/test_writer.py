@@ -7,6 +7,7 @@ import mmap
 import random
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ async def test_any_order_and_many_chunks_at_once(repository: Repository) -> None
     session = await repository.begin("web-01")
     writer = session.disk("vda", len(content))
     cuts = sorted({0, len(content), *(random.Random(1).randrange(302) * CHUNK for _ in range(60))})
-    parts = list(zip(cuts, cuts[1:], strict=False))
+    parts = list(pairwise(cuts))
     random.Random(2).shuffle(parts)
     async with asyncio.TaskGroup() as group:
         for start, end in parts:
@@ -167,9 +168,7 @@ async def test_the_buffer_is_free_after_the_call(repository: Repository, kind: C
     await session.abort()
 
 
-async def test_a_cancelled_write_waits_for_the_thread(
-    repository: Repository, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_cancelled_write_waits_for_the_thread(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     entered, leave = threading.Event(), threading.Event()
     seen: list[bytes] = []
 
