@@ -198,8 +198,8 @@ class Connection:
                 else:
                     self._tell(command)
             self._corked = False
-            if self._queue:
-                self._pump()
+        if self._queue:  # also when only abandoned requests were answered: they made room
+            self._pump()
 
     def secured(self) -> None:
         raise AssertionError("TLS started outside of the handshake")

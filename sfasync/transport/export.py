@@ -33,6 +33,7 @@ from ..nbd import const, wire
 from ..nbd.handshake import ExportEntry, ExportInfo, Handshake, listing, querying
 from ..nbd.session import Command
 from ..nbd.uri import parse_uri
+from ..tasks import run_all
 from .connection import Connection
 from .negotiation import negotiate
 from .tls import client_context
@@ -456,9 +457,7 @@ class Export:
         Raises:
             ExportError: The server describes the export differently on one of them.
         """
-        async with asyncio.TaskGroup() as group:
-            for _ in range(count):
-                group.create_task(self._add_connection())
+        await run_all(self._add_connection() for _ in range(count))
 
     async def _add_connection(self) -> None:
         try:

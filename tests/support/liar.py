@@ -91,6 +91,12 @@ class Client:
         payload = await self.hear(length) if kind == peer.WRITE else b""
         return Request(kind, flags, cookie, offset, length, payload)
 
+    async def rest(self) -> bytes:
+        """All that the client says until it hangs up."""
+        data = await self._reader.read()
+        self.heard += data
+        return data
+
     async def silence(self) -> None:
         """Say nothing until the client hangs up; what it says meanwhile is heard."""
         with contextlib.suppress(ConnectionError):
@@ -140,7 +146,7 @@ async def liar(*scripts: Script) -> AsyncIterator[ExportAddress]:
         finally:
             server.close()
             await asyncio.sleep(0)  # a connection may have just been accepted
-            _, late = await asyncio.wait(tasks, timeout=1) if tasks else (set(), set[asyncio.Task[None]]())
+            _, late = await asyncio.wait(tasks, timeout=0.2) if tasks else (set(), set[asyncio.Task[None]]())
             for task in late:
                 task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
