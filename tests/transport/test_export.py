@@ -330,12 +330,12 @@ async def test_a_lost_connection_leaves_the_others() -> None:
 # --- zeroing ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("args", [("memory", "8T"), ("null", "8T")])
+@pytest.mark.parametrize("args", [("memory", "2T"), ("null", "2T")])
 async def test_zeroing_terabytes(args: tuple[str, ...]) -> None:
     with nbdkit(*args) as server:
         async with await open_export(server.uri) as export:
-            await export.zero(512, 8 * TiB - 1024)
-            await export.trim(0, 8 * TiB)
+            await export.zero(512, 2 * TiB - 1024)
+            await export.trim(0, 2 * TiB)
 
 
 async def test_zeroing_qcow2_frees_space_unless_told_not_to(tmp_path: Path) -> None:
@@ -385,12 +385,12 @@ async def test_only_the_zero_flag_says_zero() -> None:
 
 
 async def test_extents_of_a_large_sparse_disk() -> None:
-    with nbdkit("memory", "8T") as server:
+    with nbdkit("memory", "2T") as server:
         async with await open_export(server.uri) as export:
-            await export.write(5 * TiB, b"x" * 4096)
+            await export.write(TiB, b"x" * 4096)
             found = [extent async for extent in export.extents()]
     assert found[0].offset == 0
-    assert found[-1].end == 8 * TiB
+    assert found[-1].end == 2 * TiB
     assert all(a.end == b.offset for a, b in itertools.pairwise(found))
     assert sum(extent.length for extent in found if not extent.zero) <= 64 * KiB
 
