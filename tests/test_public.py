@@ -12,7 +12,8 @@ def typed_names() -> set[str]:
     """The names imported under TYPE_CHECKING."""
     tree = ast.parse(Path(sfasync.__file__).read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If))
-    return {alias.asname or alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    return {alias.asname or alias.name for node in imports for alias in node.names}
 
 
 def test_public_names_are_those_type_checkers_see() -> None:
