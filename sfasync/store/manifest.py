@@ -1,16 +1,16 @@
 """Small records as JSON: manifests, sessions, voids, the configuration.
 
-There is one way to write a record: keys sorted, no spaces, no field left out. What reads back to other bytes was not
-written by us and is refused, so unknown and repeated fields, other spellings of numbers and everything else that a
-lenient parser would let pass never come in. A new field is a new feature bit in the frame.
+There is one way to write a record: keys sorted, no spaces, no field left out, seconds as whole milliseconds, so that
+no library's way of spelling fractions matters. What reads back to other bytes was not written by us and is refused:
+unknown and repeated fields, other spellings of numbers and everything else that a lenient parser would let pass never
+come in. A new field is a new feature bit in the frame.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -88,13 +88,11 @@ def encode_record(record: object) -> bytes:
     """The payload for a record.
 
     Raises:
-        UsageError: It is larger than 64 KiB, or has text that cannot be written.
+        UsageError: It is larger than 64 KiB, or has something that cannot be written.
     """
     try:
-        payload = msgspec.json.encode(record, order="sorted")
-        # once more from what a reader makes of it: a float that was given as an int is written as a float
-        payload = msgspec.json.encode(msgspec.json.decode(payload, type=type(record)), order="sorted")
-    except (msgspec.MsgspecError, UnicodeError, TypeError, ValueError) as error:
+        payload = msgspec.json.encode(_whole(msgspec.to_builtins(record)), order="sorted")
+    except (msgspec.MsgspecError, UnicodeError, TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"the {type(record).__name__} cannot be written: {printable(str(error))}") from error
     if len(payload) > MAX_RECORD:
         raise UsageError(f"the {type(record).__name__} has {len(payload)} bytes; {MAX_RECORD} are the most")
@@ -107,14 +105,49 @@ def decode_record(payload: Buffer, kind: type[_T], key: str) -> _T:
     Raises:
         IntegrityError: It is none of this kind, or is not written as we write it.
     """
+    if len(payload) > MAX_RECORD:
+        raise _refused(key, f"it has {len(payload)} bytes")
     try:
-        record = msgspec.json.decode(payload, type=kind)
-        written = msgspec.json.encode(record, order="sorted")
-    except (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError) as error:
+        record: _T = _fractional(msgspec.json.decode(payload, type=kind))
+        written = encode_record(record)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError, UsageError) as error:
         raise _refused(key, printable(str(error))) from error
-    if len(payload) > MAX_RECORD or written != payload:
+    if written != payload:
         raise _refused(key, "it is not in canonical form")
     return record
+
+
+def as_stored(manifest: Manifest) -> Manifest:
+    """A manifest as it will read back: times to the millisecond.
+
+    Raises:
+        UsageError: As of `encode_record`.
+    """
+    return decode_record(encode_record(manifest), Manifest, "manifest")
+
+
+def _whole(value: Any) -> Any:
+    """A tree of plain values with its floats, which are seconds, as whole milliseconds."""
+    if isinstance(value, float):
+        return round(value * 1000)
+    if isinstance(value, dict):
+        return {name: _whole(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole(inner) for inner in value]
+    return value
+
+
+def _fractional(value: Any) -> Any:
+    """A tree of records with its floats, read as milliseconds, as seconds."""
+    if isinstance(value, float):
+        return value / 1000
+    if isinstance(value, dict):
+        return {name: _fractional(inner) for name, inner in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_fractional(inner) for inner in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{part.name: _fractional(getattr(value, part.name)) for part in fields(value)})
+    return value
 
 
 def decode_configuration(payload: Buffer, key: str) -> Configuration:
@@ -140,7 +173,6 @@ def check_manifest(manifest: Manifest, key: str) -> None:
     _require(_ID.fullmatch(manifest.repository) is not None, key, "its repository is not 32 hex digits")
     _require(manifest.parent is None or _ID.fullmatch(manifest.parent) is not None, key, "its parent is no id")
     _require(0 < manifest.seq <= LAST_SEQ, key, f"its number is {manifest.seq}")
-    _require(math.isfinite(manifest.time), key, "its time is no time")
     _require(len({disk.id for disk in manifest.disks}) == len(manifest.disks), key, "a disk is in it twice")
     _require(len({file.name for file in manifest.files}) == len(manifest.files), key, "a file is in it twice")
     for disk in manifest.disks:

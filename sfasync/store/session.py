@@ -24,6 +24,7 @@ from .blobs import BlobReader
 from .disk import open_tree
 from .intake import Intake
 from .locator import Locator, usable_packs
+from .manifest import as_stored
 from .names import LAST_SEQ, Numbered, end_key, session_key, vm_name
 from .records import Records
 from .seal import MAX_FILE, BlobKind
@@ -220,7 +221,8 @@ class Session:
         """
         self._require_open()
         self._check_content(manifest)
-        manifest = replace(manifest, id=secrets.token_hex(16), repository=self._records.repository.hex(), seq=self.seq)
+        backup, repository = secrets.token_hex(16), self._records.repository.hex()
+        manifest = as_stored(replace(manifest, id=backup, repository=repository, seq=self.seq))
         self._state = "committing"
         await self._workers.run_to_end(self._commit, manifest)
         return manifest

@@ -15,6 +15,7 @@ from sfasync.store.manifest import (
     Configuration,
     SessionRecord,
     VoidRecord,
+    as_stored,
     check_manifest,
     decode_configuration,
     decode_record,
@@ -62,8 +63,14 @@ def test_what_is_encoded_is_decoded() -> None:
     check_manifest(MANIFEST, KEY)
 
 
-def test_an_int_for_a_float_is_written_as_a_float() -> None:
-    assert decode_record(encode_record(replace(MANIFEST, time=5)), Manifest, KEY).time == 5.0
+def test_times_are_whole_milliseconds() -> None:
+    assert b'"time":1500,' in encode_record(MANIFEST)
+    assert as_stored(replace(MANIFEST, time=1795370719.21481)).time == 1795370719.215
+    assert as_stored(replace(MANIFEST, seconds=0.00061)).seconds == 0.001
+    assert as_stored(MANIFEST) == MANIFEST
+    for milliseconds in (0, 1, 999, 1795370719215, 2**52 + 1):
+        stored = as_stored(replace(MANIFEST, time=milliseconds / 1000))
+        assert f'"time":{milliseconds},'.encode() in encode_record(stored)
 
 
 @pytest.mark.parametrize(
@@ -74,9 +81,11 @@ def test_an_int_for_a_float_is_written_as_a_float() -> None:
         (b'"seq":7', b'"seq":"7"'),
         (b'"seq":7', b'"seq":7,"seq":7'),
         (b'"seq":7', b'"seq":7,"unknown":1'),
-        (b'"time":1.5', b'"time":1.50'),
-        (b'"time":1.5', b'"time":1e999'),
-        (b'"time":1.5', b'"time":NaN'),
+        (b'"time":1500', b'"time":1500.0'),
+        (b'"time":1500', b'"time":1.5e3'),
+        (b'"time":1500', b'"time":1e999'),
+        (b'"time":1500', b'"time":NaN'),
+        (b'"time":1500', b'"time":90071992547409931'),
         (b'"vm":"web-01"', b'"vm":"\\u0077eb-01"'),
         (b'"vm":"web-01"', b'"vm":"\xff"'),
         (b'"tags":["daily"],', b""),
