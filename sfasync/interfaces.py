@@ -297,6 +297,7 @@ class BackupStore(Protocol):
 
         Raises:
             BackupNotFoundError: None matches, or several do.
+            IntegrityError: The latest is damaged; or none matches, and damaged ones may.
         """
         ...
 

@@ -52,7 +52,7 @@ class Numbered(NamedTuple):
 def vm_name(repository: bytes, vm: str) -> str:
     """The name that a VM has in keys: 32 hex digits that tell nothing of its id to those who do not know it."""
     key = blake3(repository, derive_key_context=_VM_CONTEXT).digest()
-    return blake3(vm.encode(), key=key).digest(16).hex()
+    return blake3(vm.encode("utf-8", "surrogatepass"), key=key).digest(16).hex()
 
 
 def pack_key(pack: bytes) -> str:

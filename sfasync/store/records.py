@@ -76,9 +76,11 @@ class Records:
             raise IntegrityError(f"{printable(key)} is damaged: its record belongs elsewhere", path=key)
         return manifest
 
-    def manifests(self, places: Iterable[Numbered]) -> list[Manifest]:
+    def manifests(
+        self, places: Iterable[Numbered], unreadable: list[IntegrityError | RepositoryVersionError] | None = None
+    ) -> list[Manifest]:
         """The backups in these places. One that cannot be read is left out, with a warning in the log: it must not
-        keep the others from their owner, and verify tells all about it.
+        keep the others from their owner, and verify tells all about it. What is wrong with it is added to `unreadable`.
         """
         found = []
         for place in places:
@@ -88,6 +90,8 @@ class Records:
                 continue  # forgotten since it was listed
             except (IntegrityError, RepositoryVersionError) as error:
                 log.warning("a backup is left out: %s", error)
+                if unreadable is not None:
+                    unreadable.append(error)
                 continue
             if manifest is not None:
                 found.append(manifest)

@@ -18,6 +18,7 @@ from ..errors import (
     ObjectExistsError,
     ObjectMissingError,
     RepositoryError,
+    RepositoryVersionError,
     StateError,
     StorageError,
     TargetRefusedError,
@@ -188,24 +189,19 @@ class Repository:
 
         Raises:
             BackupNotFoundError: None matches, or several do.
+            IntegrityError: The latest is damaged; or none matches, and damaged ones may.
+            RepositoryVersionError: As above, but a newer version wrote it.
             StorageError: The repository cannot be read.
         """
+        self._require_open()
         if reference.endswith(_LATEST):
-            vm = reference.removesuffix(_LATEST)
-            backups = await self.backups(vm)
-            if not backups:
-                raise BackupNotFoundError(f"there is no backup of VM {printable(vm)} in {self.location}")
-            return backups[-1]
+            return await self._workers.run(self._latest, reference.removesuffix(_LATEST))
         if _PREFIX.fullmatch(reference) is None:
             raise BackupNotFoundError(
                 f"{printable(reference)} is no backup: give an id, {_SHORTEST_PREFIX} or more of its first digits,"
                 f" or VM{_LATEST}"
             )
-        found = [backup for backup in await self.backups() if backup.id.startswith(reference)]
-        if len(found) != 1:
-            what = f"{len(found)} backups begin with" if found else "there is no backup"
-            raise BackupNotFoundError(f"{what} {reference} in {self.location}")
-        return found[0]
+        return await self._workers.run(self._only, reference)
 
     def open_disk(self, manifest: Manifest, disk_id: str) -> StoredDisk:
         """A disk of a backup as a source.
@@ -290,6 +286,34 @@ class Repository:
     def _backups(self, vm: str | None) -> list[Manifest]:
         name = None if vm is None else vm_name(self._records.repository, vm)
         return sorted(self._records.manifests(self._records.numbered(name)), key=lambda backup: (backup.vm, backup.seq))
+
+    def _latest(self, vm: str) -> Manifest:
+        """The last backup of a VM; an older one is not what is meant when that one is damaged."""
+        for place in reversed(self._records.numbered(vm_name(self._records.repository, vm))):
+            try:
+                manifest = self._records.manifest(place)
+            except ObjectMissingError:
+                continue  # forgotten since it was listed
+            except (IntegrityError, RepositoryVersionError) as error:
+                what = f"the latest backup of VM {printable(vm)} cannot be read; older ones go by their ids: {error}"
+                raise type(error)(what, path=error.path) from error
+            if manifest is not None:
+                return manifest
+        raise BackupNotFoundError(f"there is no backup of VM {printable(vm)} in {self.location}")
+
+    def _only(self, prefix: str) -> Manifest:
+        """The backup whose id begins so."""
+        unreadable: list[IntegrityError | RepositoryVersionError] = []
+        backups = self._records.manifests(self._records.numbered(), unreadable)
+        found = [backup for backup in backups if backup.id.startswith(prefix)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise BackupNotFoundError(f"{len(found)} backups begin with {prefix} in {self.location}")
+        for error in unreadable:
+            what = f"no backup that can be read begins with {prefix} in {self.location}, and there is damage: {error}"
+            raise type(error)(what, path=error.path) from error
+        raise BackupNotFoundError(f"there is no backup {prefix} in {self.location}")
 
     def _close(self) -> None:
         for session in list(self._sessions):

@@ -23,7 +23,7 @@ from sfasync.interfaces import BackupStore
 from sfasync.models import DiskRecord
 from sfasync.store.cache import cache_path
 from sfasync.store.local import LocalStore
-from sfasync.store.names import CONFIG
+from sfasync.store.names import CONFIG, backup_key, vm_name
 from sfasync.store.repository import Repository
 from sfasync.units import KiB, MiB
 
@@ -167,6 +167,24 @@ async def test_backups_are_listed_and_found(repository: Repository) -> None:
         assert await repository.find(backup.id[:12]) == backup
     assert await repository.find("b@latest") == made[2]
     assert [backup.parent for backup in made] == [None, None, made[0].id, made[1].id]
+
+
+async def test_an_older_backup_never_passes_for_a_damaged_latest_one(repository: Repository, place: Path) -> None:
+    first, last = [await back_up(repository, "a", {"vda": noise(100, n)}) for n in range(2)]
+    other = await back_up(repository, "b", {"vda": noise(100)})
+    (await repository.begin("a")).abort_now()  # its void is not what is latest
+    flip(Path(place, backup_key(vm_name(bytes.fromhex(repository.id), "a"), last.seq)), 200)
+
+    for reference in ("a@latest", last.id):
+        with pytest.raises(IntegrityError, match="damage") as caught:
+            await repository.find(reference)
+        assert caught.value.path is not None
+    assert await repository.find(first.id) == first
+    assert await repository.find("b@latest") == other
+
+
+async def test_a_name_that_is_no_text_has_no_backups(repository: Repository) -> None:
+    assert await repository.backups("\udcff") == []
 
 
 @pytest.mark.parametrize(
