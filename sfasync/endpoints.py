@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from .errors import SourceError, TargetError, TargetRefusedError, UsageError
+from .files import create_file
 from .interfaces import Buffer, Sink, Source
 from .models import ExportAddress, Limits, Timeouts
 from .nbd.uri import parse_uri
@@ -139,6 +140,7 @@ class Endpoints:
     @asynccontextmanager
     async def new_qcow2(self, path: Path, *, size: int) -> AsyncIterator[TargetSink]:
         """Create a qcow2 image file, which must not exist, to be written in the block."""
+        await self._workers.run_to_end(create_file, path)  # qemu-img would let everybody read it
         async with new_qcow2(
             path,
             size=size,
@@ -153,10 +155,14 @@ def checked_target(sink: Sink, *, size: int, name: str) -> TargetSink:
     """A sink that is large enough, with its errors told as those of a target.
 
     Raises:
-        TargetRefusedError: It is smaller than `size`.
+        TargetRefusedError: It is smaller than `size`, or takes only blocks in which `size` bytes do not end.
     """
     if sink.size < size:
         raise TargetRefusedError(f"target {name} has {sink.size} bytes, the disk has {size}")
+    if sink.size > size and size % sink.block_size:
+        raise TargetRefusedError(
+            f"target {name} takes blocks of {sink.block_size} bytes only, the disk has {size} bytes"
+        )
     return TargetSink(sink, name)
 
 

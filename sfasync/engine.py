@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from .backup import Backup, BackupRequest, check_id
 from .copying import CopyOptions, copy
 from .endpoints import checked_target, parse_disk, parse_endpoint
-from .errors import StateError, TargetRefusedError, UsageError
+from .errors import StateError, TargetRefusedError, UsageError, printable
+from .files import make_directory, storage_error
 from .interfaces import BackupStore, Platform, Sink, Source
 from .jobs import Job
 from .models import (
@@ -198,6 +199,7 @@ class Engine:
             if not to_disks or disks is not None:
                 raise UsageError("a restore to disks restores exactly the disks named, and at least one")
             addresses = {disk: parse_disk(address) for disk, address in to_disks.items()}
+            _refuse_shared(addresses)
         file_name("", image_format)
 
         async def work(reporter: Reporter) -> RestoreResult:
@@ -408,7 +410,34 @@ class Engine:
 
 
 def _make_directory(directory: Path) -> None:
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """The directory of a restore, durable itself: files in it are only as durable as it is.
+
+    Raises:
+        TargetRefusedError: Something else has this name.
+        StorageError: It cannot be made.
+    """
+    try:
+        make_directory(directory)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise TargetRefusedError(f"{printable(str(directory))} is not a directory", path=str(directory)) from error
+    except OSError as error:
+        raise storage_error(error, "make the directory", str(directory)) from error
+
+
+def _refuse_shared(addresses: Mapping[str, ExportAddress | Sink]) -> None:
+    """See that no two disks go to the same place, where they would overwrite each other.
+
+    Raises:
+        UsageError: Two do.
+    """
+    taken: dict[object, str] = {}
+    for disk, address in addresses.items():
+        place: object = id(address)
+        if isinstance(address, ExportAddress):
+            place = address.host, address.port, address.socket, address.export
+        other = taken.setdefault(place, disk)
+        if other != disk:
+            raise UsageError(f"disks {other!r} and {disk!r} cannot be restored to the same place", disk=disk)
 
 
 def _same_file(source: Path, target: Path) -> bool:

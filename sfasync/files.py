@@ -211,6 +211,18 @@ def _name_exclusively(hidden: Path, path: Path) -> None:
         os.unlink(hidden)
 
 
+def create_file(path: Path) -> None:
+    """Create an empty file that its owner alone can read and write.
+
+    Raises:
+        StorageError: It is there already, or cannot be created.
+    """
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise storage_error(error, "create", str(path)) from error
+
+
 def make_directory(path: Path) -> None:
     """Create a directory, for its owner alone, and those above it that are missing; each is durable in its parent.
 

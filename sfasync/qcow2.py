@@ -22,20 +22,20 @@ _EXIT_SECONDS = 30.0  # qemu-nbd writes its metadata caches back when it ends
 async def new_qcow2(
     path: Path, *, size: int, connections: int, requests: int, timeouts: Timeouts
 ) -> AsyncIterator[Export]:
-    """Create an image, which must not exist yet, and open it to be written for the time of the block.
+    """Make an image in a file that is there and empty, and open it to be written for the time of the block.
 
-    After the block the image is complete in the file; making the file durable is the caller's. An image left by an
-    error is not removed here.
+    After the block the image is complete in the file; making the file durable is the caller's.
 
     Raises:
         UsageError: qemu-img or qemu-nbd is not installed.
         TargetError: The image could not be created, or its server ended badly.
     """
-    await _run("qemu-img", "create", "-q", "-f", "qcow2", str(path), str(size))
+    image = _plain_name(path)
+    await _run("qemu-img", "create", "-q", "-f", "qcow2", image, str(size))
     with tempfile.TemporaryDirectory(prefix="sfasync-") as directory:  # mode 0700: the socket is ours alone
         socket = Path(directory) / "nbd"
         server = await _start(
-            "qemu-nbd", "--format=qcow2", f"--shared={connections}", "--discard=unmap", f"--socket={socket}", str(path)
+            "qemu-nbd", "--format=qcow2", f"--shared={connections}", "--discard=unmap", f"--socket={socket}", image
         )
         try:
             async with await _connect(server, socket, connections, requests, timeouts) as export:
@@ -45,6 +45,11 @@ async def new_qcow2(
         finally:
             if server.returncode is None:
                 await finish(_stop(server), 5)
+
+
+def _plain_name(path: Path) -> str:
+    """The path as qemu cannot misunderstand it: a relative one may look like a protocol (``a:b``) or an option."""
+    return os.path.abspath(path)
 
 
 async def _connect(

@@ -12,12 +12,14 @@ from urllib.parse import quote
 
 from .endpoints import Endpoints, TargetSink, checked_target
 from .errors import TargetRefusedError, UsageError
-from .files import storage_error, sync_directory
+from .files import publish, storage_error
 from .interfaces import Sink, Source
 from .models import ExportAddress
 from .workers import Workers
 
 FORMATS = ("raw", "qcow2")
+
+_LONGEST_NAME = 255  # bytes that a name has at most in any file system (limits.h, NAME_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +41,16 @@ def file_name(disk_id: str, image_format: str) -> str:
     """The file name of a restored disk: the id, percent-encoded, and the format.
 
     Raises:
-        UsageError: The id is ``.`` or ``..``, or the format is not known.
+        UsageError: The id is ``.`` or ``..`` or makes too long a name, or the format is not known.
     """
     if image_format not in FORMATS:
         raise UsageError(f"format {image_format!r} is none of {', '.join(FORMATS)}")
     if disk_id in (".", ".."):
         raise UsageError(f"a disk called {disk_id!r} cannot be restored to a file; restore it to a disk", disk=disk_id)
-    return f"{quote(disk_id, safe='')}.{image_format}"
+    name = f"{quote(disk_id, safe='')}.{image_format}"
+    if len(name) > _LONGEST_NAME:
+        raise UsageError(f"disk id {disk_id[:32]!r}… makes too long a file name; restore it to a disk", disk=disk_id)
+    return name
 
 
 @asynccontextmanager
@@ -76,7 +81,7 @@ async def file_target(
     """
     if not force and await workers.run(os.path.lexists, path):
         raise TargetRefusedError(f"{path} exists; remove it or use --force to replace it", path=str(path))
-    hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    hidden = path.with_name(f".sfasync-{secrets.token_hex(8)}.part")  # not longer than any name that fits
     try:
         opened = (
             endpoints.new_qcow2(hidden, size=size) if image_format == "qcow2" else endpoints.new_file(hidden, size=size)
@@ -86,13 +91,13 @@ async def file_target(
             yield OpenTarget(sink, inner if isinstance(inner, Source) else hidden, str(path))
         await workers.run_to_end(_publish, hidden, path, force)
     except BaseException:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # there may be no such file, nor may there ever have been
             os.unlink(hidden)
         raise
 
 
 def _publish(hidden: Path, path: Path, force: bool) -> None:
-    """Give a finished file its name, durably.
+    """Give a finished file its name; content and name are durable then.
 
     Raises:
         TargetRefusedError: The name was taken meanwhile and `force` was not given.
@@ -104,13 +109,6 @@ def _publish(hidden: Path, path: Path, force: bool) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        if force:
-            os.replace(hidden, path)
-        else:
-            os.link(hidden, path)
-            os.unlink(hidden)
-        sync_directory(path.parent)
-    except FileExistsError:
-        raise TargetRefusedError(f"{path} appeared during the restore and was left alone", path=str(path)) from None
     except OSError as error:
         raise storage_error(error, "finish", str(path)) from error
+    publish(hidden, path, force)

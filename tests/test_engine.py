@@ -20,6 +20,7 @@ from sfasync import (
     Repository,
     SourceError,
     StateError,
+    StorageError,
     TargetError,
     TargetRefusedError,
     TlsError,
@@ -150,6 +151,37 @@ async def test_odd_disk_ids_become_safe_file_names(tmp_path: Path, engine: Engin
     with pytest.raises(UsageError, match="cannot be restored to a file"):
         dots = await engine.backup_vm("dots", {"..": MemoryDisk(b"3")})
         await engine.restore_vm(dots.id, to=tmp_path / "out")
+
+
+async def test_a_directory_that_cannot_be_made_is_a_plain_error(tmp_path: Path, engine: Engine) -> None:
+    backup = await engine.backup_vm("web-01", {"vda": MemoryDisk(b"data")})
+    (tmp_path / "file").touch()
+    with pytest.raises(TargetRefusedError, match="is not a directory"):
+        await engine.restore_vm(backup.id, to=tmp_path / "file" / "out")
+    for directory in (Path("/proc/none"), tmp_path / ("x" * 256)):
+        with pytest.raises(StorageError, match="cannot make the directory"):
+            await engine.restore_vm(backup.id, to=directory)
+
+
+async def test_two_disks_never_go_to_one_place(engine: Engine) -> None:
+    backup = await engine.backup_vm("web-01", {"vda": MemoryDisk(b"a"), "vdb": MemoryDisk(b"b")})
+    sink = MemoryDisk(b"1")
+    for one, other in ((sink, sink), ("nbd://h/x", "nbd://h:10809/x")):
+        with pytest.raises(UsageError, match="the same place"):
+            await engine.restore_vm(backup.id, to_disks={"vda": one, "vdb": other})
+    assert sink.content == b"1"
+
+
+async def test_a_target_whose_blocks_do_not_fit_is_refused_before_anything_is_written(engine: Engine) -> None:
+    content = b"x" * 5000
+    backup = await engine.backup_vm("web-01", {"vda": MemoryDisk(content)})
+    target = MemoryDisk(bytes(8192), block_size=4096)
+    with pytest.raises(TargetRefusedError, match="blocks of 4096 bytes"):
+        await engine.restore_vm(backup.id, to_disks={"vda": target})
+    assert not any(target.content)
+    exact = MemoryDisk(bytes(5000), block_size=4096)
+    await engine.restore_vm(backup.id, to_disks={"vda": exact})
+    assert exact.content == content
 
 
 async def test_existing_files_are_refused_without_force(tmp_path: Path, engine: Engine) -> None:
