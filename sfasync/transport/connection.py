@@ -71,7 +71,7 @@ class Connection:
             NbdError, TlsError: As `negotiate`.
         """
         peer = printable(address.peer)
-        handshake = opening(peer, tls=address.tls is not None, export=address.export, contexts=contexts)
+        handshake = opening(peer, tls=address.tls_style, export=address.export, contexts=contexts)
         stream, info = await negotiate(address, handshake, context=context, timeout=timeouts.connect)
         name = f"{peer} export '{printable(address.export)}'" if address.export else peer
         return cls(stream, info, name=name, requests=requests, timeouts=timeouts)
@@ -129,7 +129,9 @@ class Connection:
             SfasyncError: The connection is not open, for this reason; the command was not taken.
         """
         if not self.alive:
-            failure = self.failure or ConnectionLostError(f"{self._name}: the connection is closed")
+            failure = self.failure or self._stream.error
+            if failure is None:
+                failure = ConnectionLostError(f"{self._name}: the connection is closed")
             raise type(failure)(str(failure), offset=command.offset, length=command.length)
         command.on_done = on_done
         self._queue.append(command)
@@ -294,7 +296,10 @@ class Connection:
         unsent = self._stream.unsent
         if unsent != self._unsent:
             self._unsent, self._progress = unsent, now
-        late = self._late(now - max(self._progress, oldest.sent_at), now - oldest.sent_at)
+        idle = now - max(self._progress, oldest.sent_at)
+        if any(command.kind == const.CMD_FLUSH for command in in_flight.values()):
+            idle = 0.0  # a server that writes gigabytes to a disk for a flush has nothing to say meanwhile
+        late = self._late(idle, now - oldest.sent_at)
         if late is not None:
             self.abort(DeadlineError(f"{self._name}: {late}; {len(in_flight)} requests were in flight"))
         else:

@@ -104,7 +104,7 @@ async def list_exports(address: ExportAddress | str, *, timeouts: Timeouts | Non
         NbdError, TlsError, UsageError: As `open_export`.
     """
     address = parse_uri(address) if isinstance(address, str) else address
-    handshake = listing(printable(address.peer), tls=address.tls is not None)
+    handshake = listing(printable(address.peer), tls=address.tls_style)
     return await _ask(address, handshake, timeouts or Timeouts())
 
 
@@ -124,7 +124,7 @@ async def query_export(
     """
     address = parse_uri(address) if isinstance(address, str) else address
     handshake = querying(
-        printable(address.peer), tls=address.tls is not None, export=address.export if name is None else name
+        printable(address.peer), tls=address.tls_style, export=address.export if name is None else name
     )
     return await _ask(address, handshake, timeouts or Timeouts())
 
@@ -263,12 +263,14 @@ class Export:
         The buffer belongs to the export until the call returns or raises, and is not touched after that.
 
         Raises:
-            UsageError: The range is not inside the export or not on block boundaries.
+            UsageError: The range is not inside the export or not on block boundaries, or the buffer is read-only.
             RequestError: The server could not read.
             NbdError, TlsError: The connection is lost.
         """
         view = memoryview(buffer).cast("B")
         try:
+            if view.readonly:
+                raise UsageError("a read needs a buffer that can be written to")
             self._check("read", offset, len(view))
             await self._run(self._pieces(const.CMD_READ, offset, view))
         finally:

@@ -134,6 +134,7 @@ class Stream(asyncio.BufferedProtocol):
         receiver: Who reads.
         paused: Whether something written has not left yet. While it is not, the memory of everything written is free.
         ended: Whether the stream is lost, being closed or being aborted.
+        error: Why it was aborted, if it was.
     """
 
     def __init__(self, peer: str, receiver: Receiver) -> None:
@@ -142,7 +143,7 @@ class Stream(asyncio.BufferedProtocol):
         self.paused = False
         self.ended = False
         self._transport: asyncio.Transport | None = None
-        self._error: SfasyncError | None = None
+        self.error: SfasyncError | None = None
         self._tls: TlsLayer | None = None
         self._ciphertext: memoryview | None = None
 
@@ -192,8 +193,8 @@ class Stream(asyncio.BufferedProtocol):
 
     def abort(self, error: SfasyncError | None = None) -> None:
         """End the stream now, for this reason; the first one given counts."""
-        if self._error is None:
-            self._error = error
+        if self.error is None:
+            self.error = error
         self.ended = True
         if self._transport is not None:
             self._transport.abort()
@@ -237,7 +238,7 @@ class Stream(asyncio.BufferedProtocol):
         self.ended = True
         self.paused = False
         self._transport = None
-        error = self._error
+        error = self.error
         if error is None and exc is not None:
             error = ConnectionLostError(f"{self.peer}: the connection was lost: {_reason(exc)}")
             error.__cause__ = exc

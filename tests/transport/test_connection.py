@@ -426,6 +426,23 @@ async def test_slow_but_steady_is_no_stall() -> None:
         await connection.aclose()
 
 
+async def test_a_long_flush_is_no_stall() -> None:
+    async def script(client: Client) -> None:
+        await client.open()
+        request = await client.request()
+        await asyncio.sleep(0.5)
+        await client.say(peer.simple(request.cookie))
+        await client.silence()
+
+    told = Told()
+    async with liar(script) as address:
+        connection = await open_(address, timeouts=Timeouts(stall=0.1))
+        connection.submit(Command(const.CMD_FLUSH), told)
+        await told.until(1)
+        assert told.commands[0].state is State.DONE
+        await connection.aclose()
+
+
 async def test_an_abandoned_request_without_progress_costs_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_ABANDONED_STALL", 0.1)
     told = Told()
