@@ -2,14 +2,13 @@
 
 import pytest
 
-from sfasync import progress
 from sfasync.progress import Progress, Reporter
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("sfasync.progress.time.monotonic", lambda: now[0])
     return now
 
 
