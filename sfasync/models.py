@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from .errors import UsageError
 from .units import KiB, MiB
@@ -73,13 +73,18 @@ def _within(name: str, value: int, low: int, high: int | None) -> None:
 
 # --- addresses -------------------------------------------------------------------------------------------------------
 
+TlsStyle = Literal["starttls", "direct"]
+"""How TLS begins: with the NBD option of that name, or with the first byte of the connection."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsPolicy:
     """How a server proves who it is, and how we do. There is no way to switch verification off.
 
     Attributes:
+        style: How TLS begins. `starttls` is NBD's own way; `direct` is for servers behind a TLS proxy, and some others.
         ca_file: Certificates (PEM) of the authorities to believe; None for those of the system.
+        ca_text: The same certificates as text, in place of a file: PEM, or one in base64 without the lines around it.
         cert_file: Our certificate chain (PEM), where the server asks for one.
         key_file: The private key of `cert_file` (PEM).
         hostname: The name that the server's certificate must carry; None for the host connected to, and `localhost` on
@@ -89,13 +94,21 @@ class TlsPolicy:
         psk_identity: Which line of `psk_file` to use; None for the first.
     """
 
+    style: TlsStyle = "starttls"
     ca_file: Path | None = None
+    ca_text: str | None = field(default=None, repr=False)
     cert_file: Path | None = None
     key_file: Path | None = None
     hostname: str | None = None
     fingerprint: str | None = None
     psk_file: Path | None = None
     psk_identity: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.style not in get_args(TlsStyle):
+            raise UsageError(f"TLS style {self.style!r} is not known; there are {', '.join(get_args(TlsStyle))}")
+        if self.ca_file is not None and self.ca_text is not None:
+            raise UsageError("the certificates of authorities come from a file or as text, not both")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +132,11 @@ class ExportAddress:
     def __post_init__(self) -> None:
         if (self.host is None) == (self.socket is None):
             raise UsageError("an export address has either a host or a Unix socket")
+
+    @property
+    def tls_style(self) -> TlsStyle | None:
+        """How TLS begins; None for a plain connection."""
+        return None if self.tls is None else self.tls.style
 
     @property
     def peer(self) -> str:

@@ -14,9 +14,10 @@ A driver feeds and drains it::
     send(handshake.outgoing())
     handshake.result
 
-With `tls` the first option is NBD_OPT_STARTTLS and anything but its plain acknowledgement ends the connection, a byte
-behind the acknowledgement included: such a byte may come from somebody else, and must not be read as if TLS had
-protected it. Without `tls` the option is never sent.
+With TLS of style `starttls` the first option is NBD_OPT_STARTTLS and anything but its plain acknowledgement ends the
+connection, a byte behind the acknowledgement included: such a byte may come from somebody else, and must not be read as
+if TLS had protected it. Without TLS the option is never sent; with style `direct` neither, because TLS is there before
+the server's greeting.
 
 Each conversation is a generator that yields how many bytes it needs next and is sent exactly these, so the code reads
 in the order of the protocol.
@@ -29,6 +30,7 @@ from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from ..errors import ConnectionLostError, ExportError, NbdError, RemoteProtocolError, SfasyncError, TlsError, printable
+from ..models import TlsStyle
 from . import const, wire
 
 _T = TypeVar("_T")
@@ -154,19 +156,19 @@ class Handshake(Generic[_T]):
 
     def _unasked(self) -> SfasyncError:
         if self.wants_tls:
-            return self._named(TlsError("plain text behind the server's agreement to TLS; somebody may be tampering"))
+            return self._named(TlsError("plain text where TLS should begin; somebody may be tampering"))
         return self._named(RemoteProtocolError("the server sent bytes that nobody asked for"))
 
     def _named(self, error: SfasyncError) -> SfasyncError:
         return type(error)(f"{self._peer}: {error}")
 
 
-def opening(peer: str, *, tls: bool, export: str, contexts: Sequence[str] = ()) -> Handshake[ExportInfo]:
+def opening(peer: str, *, tls: TlsStyle | None, export: str, contexts: Sequence[str] = ()) -> Handshake[ExportInfo]:
     """The conversation that opens an export, with as many of the metadata contexts as the server has.
 
     Args:
         peer: Names the server in messages.
-        tls: Whether the connection must be TLS.
+        tls: How TLS begins; None for a plain connection.
         export: Name of the export, at most 4096 bytes in UTF-8.
         contexts: Queries for metadata contexts, such as ``base:allocation`` or ``qemu:dirty-bitmap:b0``.
 
@@ -178,13 +180,13 @@ def opening(peer: str, *, tls: bool, export: str, contexts: Sequence[str] = ()) 
     return Handshake(peer, haggling, conversation)
 
 
-def querying(peer: str, *, tls: bool, export: str) -> Handshake[ExportInfo]:
+def querying(peer: str, *, tls: TlsStyle | None, export: str) -> Handshake[ExportInfo]:
     """The conversation that asks about an export, all its metadata contexts included, without opening it."""
     haggling = _Haggling(tls)
     return Handshake(peer, haggling, haggling.querying(_encoded(peer, export)))
 
 
-def listing(peer: str, *, tls: bool) -> Handshake[list[ExportEntry]]:
+def listing(peer: str, *, tls: TlsStyle | None) -> Handshake[list[ExportEntry]]:
     """The conversation that asks which exports there are."""
     haggling = _Haggling(tls)
     return Handshake(peer, haggling, haggling.listing())
@@ -198,7 +200,7 @@ class _Haggling:
         stage: What is being waited for.
     """
 
-    def __init__(self, tls: bool) -> None:
+    def __init__(self, tls: TlsStyle | None) -> None:
         self.out = bytearray()
         self.stage = "the server's greeting"
         self._tls = tls
@@ -211,6 +213,11 @@ class _Haggling:
     def closed(self) -> SfasyncError:
         if self._option == const.OPT_STARTTLS:
             return TlsError("the server closed the connection when it was asked for TLS")
+        if self._tls == "direct" and not self._heard_in_tls:
+            return TlsError(
+                "the server closed the connection before it said anything in TLS; it may not speak TLS from the first "
+                "byte, or may want a client certificate"
+            )
         if self._tls and self._option and not self._heard_in_tls:
             # With TLS 1.3 a server judges our certificate after our side of the TLS handshake is done.
             return TlsError("the server closed the connection right after TLS; it may want a client certificate")
@@ -259,7 +266,10 @@ class _Haggling:
 
     def _greet(self) -> _Conversation[None]:
         """Newstyle negotiation, TLS where it is wanted, structured replies (proto.md, "Newstyle negotiation")."""
+        if self._tls == "direct":
+            yield _START_TLS
         magic, style = wire.GREETING.unpack((yield wire.GREETING.size))
+        self._heard_in_tls = self._tls == "direct"
         if magic != const.NBDMAGIC:
             raise RemoteProtocolError("this is not an NBD server")
         if style == const.CLISERV_MAGIC:
@@ -270,10 +280,10 @@ class _Haggling:
         (flags,) = wire.HANDSHAKE_FLAGS.unpack((yield wire.HANDSHAKE_FLAGS.size))
         self._fixed = bool(flags & const.FLAG_FIXED_NEWSTYLE)
         self._no_zeroes = bool(flags & const.FLAG_NO_ZEROES)
-        if self._tls and not self._fixed:
+        if self._tls == "starttls" and not self._fixed:
             raise TlsError("the server lacks TLS: it does not speak fixed newstyle NBD")
         self.out += wire.CLIENT_FLAGS.pack(flags & (const.FLAG_FIXED_NEWSTYLE | const.FLAG_NO_ZEROES))
-        if self._tls:
+        if self._tls == "starttls":
             yield from self._start_tls()
         if self._fixed:
             self._structured = yield from self._accepted(const.OPT_STRUCTURED_REPLY)

@@ -74,8 +74,8 @@ def format_uri(address: ExportAddress) -> str:
     """The URI that `parse_uri` turns into this address.
 
     Raises:
-        UriError: No URI says what the address says: a fingerprint, or certificates that are not in one directory under
-            their usual names.
+        UriError: No URI says what the address says: a fingerprint, certificates as text or not in one directory under
+            their usual names, or TLS from the first byte.
     """
     tls = address.tls
     scheme = ("nbd" if tls is None else "nbds") + ("+unix" if address.socket is not None else "")
@@ -203,8 +203,10 @@ def _present(path: Path, is_file: Callable[[Path], bool]) -> Path:
 
 def _policy_parameters(policy: TlsPolicy) -> Iterator[tuple[str, str]]:
     """The parameters that say what a policy says."""
-    if policy.fingerprint is not None:
-        raise UriError("a URI cannot carry a fingerprint")
+    if policy.fingerprint is not None or policy.ca_text is not None:
+        raise UriError("a URI cannot carry a fingerprint, nor certificates as text")
+    if policy.style != "starttls":
+        raise UriError("a URI cannot ask for TLS from the first byte")
     if policy.psk_file is not None:
         yield "tls-psk-file", str(policy.psk_file)
     files = [(policy.ca_file, _CA), (policy.cert_file, _CERT), (policy.key_file, _KEY)]

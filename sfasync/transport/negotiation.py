@@ -41,6 +41,7 @@ async def negotiate(
         async with asyncio.timeout(timeout):
             await connect(stream, address)
             connected = True
+            negotiation.begin()
             result = await negotiation.result
     except TimeoutError as error:
         negotiation.give_up()
@@ -62,6 +63,15 @@ class _Negotiation(Generic[_T]):
         self._address = address
         self._handshake = handshake
         self._context = context
+
+    def begin(self) -> None:
+        """The connection is there; where TLS comes with its first byte, this is ours.
+
+        Raises:
+            TlsError: The name cannot be one in a certificate.
+        """
+        if self._handshake.wants_tls:
+            self._start_tls()
 
     def give_up(self) -> None:
         """Nobody waits for the result any more."""

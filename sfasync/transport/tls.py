@@ -7,6 +7,7 @@ environment variable ``SSLKEYLOGFILE`` names.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import re
@@ -35,13 +36,7 @@ def client_context(policy: TlsPolicy) -> ssl.SSLContext:
     if policy.psk_file is not None:
         _believe_key(context, policy.psk_file, policy.psk_identity)
         return context
-    if policy.ca_file is None:
-        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
-    else:
-        try:
-            context.load_verify_locations(cafile=_present(policy.ca_file))
-        except (OSError, ssl.SSLError) as error:
-            raise _unusable(policy.ca_file, "certificates of authorities (PEM)", error) from error
+    _believe_authorities(context, policy)
     if (policy.cert_file is None) != (policy.key_file is None):
         raise UsageError("a client certificate needs its key, and a key its certificate")
     if policy.cert_file is not None and policy.key_file is not None:
@@ -53,6 +48,28 @@ def client_context(policy: TlsPolicy) -> ssl.SSLContext:
                 policy.cert_file, f"a certificate (PEM) of the key {printable(str(policy.key_file))}", error
             ) from error
     return context
+
+
+def _believe_authorities(context: ssl.SSLContext, policy: TlsPolicy) -> None:
+    if policy.ca_text is not None:
+        try:
+            context.load_verify_locations(cadata=_certificates(policy.ca_text))
+        except (ValueError, ssl.SSLError) as error:
+            raise UsageError(
+                f"the text of the authority is no certificate (PEM, or base64 of DER): {printable(_reason(error))}"
+            ) from error
+    elif policy.ca_file is not None:
+        try:
+            context.load_verify_locations(cafile=_present(policy.ca_file))
+        except (OSError, ssl.SSLError) as error:
+            raise _unusable(policy.ca_file, "certificates of authorities (PEM)", error) from error
+    else:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+
+
+def _certificates(text: str) -> str | bytes:
+    """Certificates as the ssl module takes them: PEM is text, DER is bytes."""
+    return text if "-----BEGIN" in text else base64.b64decode("".join(text.split()), validate=True)
 
 
 def server_name(address: ExportAddress) -> str:
@@ -232,8 +249,11 @@ def _present(path: Path) -> Path:
 
 
 def _unusable(path: Path, what: str, error: Exception) -> UsageError:
-    reason = error.reason if isinstance(error, ssl.SSLError) and error.reason else str(error)
-    return UsageError(f"{printable(str(path))} does not hold {what}: {printable(reason)}", path=str(path))
+    return UsageError(f"{printable(str(path))} does not hold {what}: {printable(_reason(error))}", path=str(path))
+
+
+def _reason(error: Exception) -> str:
+    return error.reason if isinstance(error, ssl.SSLError) and error.reason else str(error)
 
 
 def _no_password() -> str:

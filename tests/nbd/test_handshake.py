@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sfasync.errors import ConnectionLostError, ExportError, NbdError, RemoteProtocolError, SfasyncError, TlsError
+from sfasync.models import TlsStyle
 from sfasync.nbd.handshake import ExportEntry, ExportInfo, Handshake, listing, opening, querying
 from sfasync.nbd.wire import BlockSizes
 
@@ -36,7 +37,7 @@ def queries(export: bytes, *names: bytes) -> bytes:
     return counted[0] + struct.pack(">I", len(names)) + b"".join(counted[1:])
 
 
-def open_(export: str = "disk", *, tls: bool = False) -> Handshake[ExportInfo]:
+def open_(export: str = "disk", *, tls: TlsStyle | None = None) -> Handshake[ExportInfo]:
     return opening("peer", tls=tls, export=export, contexts=["base:allocation"])
 
 
@@ -177,7 +178,7 @@ def test_a_server_without_options_is_asked_by_name_only() -> None:
 
 
 def test_listing_gives_the_exports_and_parts_in_peace() -> None:
-    handshake = listing("peer", tls=False)
+    handshake = listing("peer", tls=None)
     said = drive(handshake, GIVEN_SR + peer.listed(b"a", b"first") + peer.listed(b"") + peer.reply(peer.LIST, peer.ACK))
     assert handshake.result == [ExportEntry("a", "first"), ExportEntry("")]
     assert said.endswith(option(peer.LIST) + option(2))
@@ -185,11 +186,11 @@ def test_listing_gives_the_exports_and_parts_in_peace() -> None:
 
 def test_listing_may_be_forbidden() -> None:
     with pytest.raises(ExportError, match="refuses the list of exports: forbidden by policy \\(no\\)"):
-        drive(listing("peer", tls=False), GIVEN_SR + peer.reply(peer.LIST, peer.ERR_POLICY, b"no"))
+        drive(listing("peer", tls=None), GIVEN_SR + peer.reply(peer.LIST, peer.ERR_POLICY, b"no"))
 
 
 def test_querying_tells_of_an_export_that_could_not_be_opened() -> None:
-    handshake = querying("peer", tls=False, export="disk")
+    handshake = querying("peer", tls=None, export="disk")
     said = drive(
         handshake,
         GIVEN_SR
@@ -212,7 +213,7 @@ def test_old_servers_cannot_be_asked(flags: int) -> None:
     if flags:
         stream += peer.reply(peer.STRUCTURED_REPLY, peer.ERR_UNSUP) + peer.reply(peer.OPT_INFO, peer.ERR_UNSUP)
     with pytest.raises(ExportError, match="too old to be asked"):
-        drive(querying("peer", tls=False, export=""), stream)
+        drive(querying("peer", tls=None, export=""), stream)
 
 
 # --- TLS -------------------------------------------------------------------------------------------------------------
@@ -221,7 +222,7 @@ STARTED = peer.greeting() + peer.reply(peer.STARTTLS, peer.ACK)
 
 
 def test_tls_comes_first_and_all_else_after_it() -> None:
-    handshake = open_(tls=True)
+    handshake = open_(tls="starttls")
     assert drive(handshake, STARTED) == CLIENT_FLAGS + option(peer.STARTTLS)
     assert handshake.wants_tls
     handshake.tls_started()
@@ -233,7 +234,7 @@ def test_tls_comes_first_and_all_else_after_it() -> None:
 @given(st.integers(1, len(STARTED) - 1), st.binary(min_size=1, max_size=100))
 def test_a_byte_behind_the_agreement_is_fatal(cut: int, behind: bytes) -> None:
     """What comes later goes to TLS, which refuses it; what comes with the agreement must be refused here."""
-    handshake = open_(tls=True)
+    handshake = open_(tls="starttls")
     with pytest.raises(TlsError, match="tampering"):
         drive(handshake, STARTED + behind, [cut])
 
@@ -250,7 +251,7 @@ def test_a_byte_behind_the_agreement_is_fatal(cut: int, behind: bytes) -> None:
     ],
 )
 def test_anything_but_agreement_to_tls_ends_it(stream: bytes, message: str) -> None:
-    handshake = open_("secret", tls=True)
+    handshake = open_("secret", tls="starttls")
     with pytest.raises(TlsError, match=message):
         drive(handshake, stream)
     assert b"secret" not in handshake.outgoing()
@@ -269,21 +270,43 @@ def test_a_server_that_demands_tls_is_a_matter_of_tls(stream: bytes) -> None:
         drive(open_(), stream)
 
 
+def test_tls_before_the_greeting() -> None:
+    handshake = open_(tls="direct")
+    assert handshake.wants_tls
+    assert not handshake.outgoing()
+    handshake.tls_started()
+    assert not handshake.wants_tls
+    drive(handshake, peer.opened())
+    assert handshake.result.size == 1 << 20
+
+
+def test_plain_text_before_tls_is_refused() -> None:
+    with pytest.raises(TlsError, match="tampering"):
+        drive(open_(tls="direct"), peer.greeting())
+
+
+def test_direct_tls_does_without_fixed_newstyle() -> None:
+    handshake = open_(tls="direct")
+    handshake.tls_started()
+    drive(handshake, peer.greeting(peer.NO_ZEROES) + struct.pack(">QH", SIZE, 1))
+    assert handshake.result.size == SIZE
+
+
 # --- the end of the stream -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("tls", "stream", "kind"),
     [
-        (False, b"", ConnectionLostError),
-        (False, GIVEN_SR, ConnectionLostError),
-        (False, peer.greeting(0), ExportError),
-        (True, b"", ConnectionLostError),
-        (True, peer.greeting(), TlsError),
-        (True, STARTED, TlsError),
+        (None, b"", ConnectionLostError),
+        (None, GIVEN_SR, ConnectionLostError),
+        (None, peer.greeting(0), ExportError),
+        ("starttls", b"", ConnectionLostError),
+        ("starttls", peer.greeting(), TlsError),
+        ("starttls", STARTED, TlsError),
     ],
 )
-def test_what_the_end_of_the_stream_means(tls: bool, stream: bytes, kind: type[SfasyncError]) -> None:
+def test_what_the_end_of_the_stream_means(tls: TlsStyle | None, stream: bytes, kind: type[SfasyncError]) -> None:
     handshake = open_(tls=tls)
     drive(handshake, stream)
     assert type(handshake.closed()) is kind
@@ -291,11 +314,20 @@ def test_what_the_end_of_the_stream_means(tls: bool, stream: bytes, kind: type[S
 
 
 def test_the_end_after_tls_but_before_an_answer_is_a_matter_of_tls() -> None:
-    handshake = open_(tls=True)
+    handshake = open_(tls="starttls")
     drive(handshake, STARTED)
     handshake.tls_started()
     assert isinstance(handshake.closed(), TlsError)
     drive(handshake, peer.reply(peer.STRUCTURED_REPLY, peer.ACK))
+    assert isinstance(handshake.closed(), ConnectionLostError)
+
+
+def test_the_end_before_the_greeting_is_a_matter_of_tls_when_that_is_direct() -> None:
+    handshake = open_(tls="direct")
+    assert isinstance(handshake.closed(), TlsError)
+    handshake.tls_started()
+    assert isinstance(handshake.closed(), TlsError)
+    drive(handshake, peer.greeting())
     assert isinstance(handshake.closed(), ConnectionLostError)
 
 
@@ -347,7 +379,7 @@ def test_refusals_and_lies(stream: bytes, kind: type[SfasyncError], message: str
 
 
 def test_endless_lists_end() -> None:
-    handshake = listing("peer", tls=False)
+    handshake = listing("peer", tls=None)
     with pytest.raises(RemoteProtocolError, match="more than 10000 entries"):
         drive(handshake, GIVEN_SR + peer.listed(b"x") * 10_001)
 
@@ -381,7 +413,7 @@ def test_a_small_export_may_have_a_small_maximum() -> None:
     assert handshake.result.block_sizes == (512, 4096, 1024)
 
 
-@pytest.mark.parametrize("make", [lambda name: open_(name), lambda name: querying("peer", tls=False, export=name)])
+@pytest.mark.parametrize("make", [lambda name: open_(name), lambda name: querying("peer", tls=None, export=name)])
 @pytest.mark.parametrize("name", ["x" * 4097, "\ud800"])
 def test_names_that_the_protocol_cannot_carry(make: Callable[[str], object], name: str) -> None:
     with pytest.raises(ExportError):

@@ -129,6 +129,8 @@ def test_a_missing_key_file_is_named() -> None:
     "policy",
     [
         TlsPolicy(fingerprint="00" * 32),
+        TlsPolicy(ca_text="MIIB"),
+        TlsPolicy(style="direct"),
         TlsPolicy(ca_file=Path("a/other.pem")),
         TlsPolicy(
             ca_file=Path("a/ca-cert.pem"), cert_file=Path("b/client-cert.pem"), key_file=Path("b/client-key.pem")

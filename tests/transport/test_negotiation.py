@@ -6,6 +6,7 @@ import ssl
 import struct
 import sys
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,13 +23,14 @@ from ..support import peer
 from ..support.certificates import make_certificates
 from ..support.liar import Client, Script, liar
 from ..support.servers import Server, nbd_server, nbdkit, qemu_nbd
+from ..support.tls_front import tls_front
 
 
 async def open_(address: ExportAddress | str, timeout: float = 10.0) -> ExportInfo:
     """Negotiate and hang up."""
     if isinstance(address, str):
         address = parse_uri(address)
-    handshake = opening(address.peer, tls=address.tls is not None, export=address.export)
+    handshake = opening(address.peer, tls=address.tls_style, export=address.export)
     context = None if address.tls is None else client_context(address.tls)
     stream, info = await negotiate(address, handshake, context=context, timeout=timeout)
     stream.abort()
@@ -95,6 +97,52 @@ async def test_a_server_that_wants_a_client_certificate(tmp_path: Path, tcp: boo
             (certificates / name).unlink()
         with pytest.raises(TlsError):
             await open_(server.uri)
+
+
+async def test_tls_from_the_first_byte(certificates: Path) -> None:
+    with nbdkit("memory", "1M") as server, tls_front(server, certificates) as address:
+        assert (await open_(address)).size == 1 << 20
+        assert (await open_(replace(address, export="any"))).size == 1 << 20
+
+
+async def test_direct_tls_is_verified(certificates: Path, tmp_path: Path) -> None:
+    others = make_certificates(tmp_path / "others")
+    with nbdkit("memory", "1M") as server, tls_front(server, certificates) as address:
+        assert address.tls is not None
+        for policy, message in [
+            (replace(address.tls, ca_file=others / "ca-cert.pem"), "not accepted"),
+            (replace(address.tls, hostname="elsewhere.example"), "not accepted: Hostname mismatch"),
+            (replace(address.tls, fingerprint="00" * 32), "another fingerprint"),
+            (replace(address.tls, hostname="bad\0name"), "cannot be the name in a certificate"),
+        ]:
+            with pytest.raises(TlsError, match=message):
+                await open_(replace(address, tls=policy))
+
+
+async def test_a_direct_server_that_wants_a_client_certificate(certificates: Path) -> None:
+    with (
+        nbdkit("memory", "1M") as server,
+        tls_front(server, certificates, client_certificates=True) as address,
+    ):
+        assert address.tls is not None
+        cert, key = certificates / "client-cert.pem", certificates / "client-key.pem"
+        policy = replace(address.tls, cert_file=cert, key_file=key)
+        assert (await open_(replace(address, tls=policy))).size == 1 << 20
+        with pytest.raises(TlsError):
+            await open_(address)
+
+
+async def test_the_styles_of_tls_do_not_mix(certificates: Path) -> None:
+    with nbdkit("memory", "1M", tls=certificates) as server:
+        address = ExportAddress(socket=server.socket, tls=replace(tls(certificates), style="direct"))
+        with pytest.raises(TlsError, match="TLS failed"):
+            await open_(address)
+    with (
+        nbdkit("memory", "1M") as server,
+        tls_front(server, certificates) as address,
+        pytest.raises((DeadlineError, ConnectionLostError)),
+    ):
+        await open_(replace(address, tls=tls(certificates)), timeout=0.5)
 
 
 def plain_servers(image: Path) -> list[AbstractContextManager[Server]]:
@@ -219,6 +267,22 @@ async def test_hanging_up_at_every_stage_of_tls(certificates: Path) -> None:
         async with liar(script) as address:
             with pytest.raises(TlsError, match="closed the connection"):
                 await open_(with_tls(address, tls(certificates)))
+
+
+async def test_hanging_up_instead_of_direct_tls(certificates: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "server-cert.pem", certificates / "server-key.pem")
+
+    async def before(client: Client) -> None:
+        await client.hear(5)
+
+    async def after(client: Client) -> None:
+        await client.start_tls(context)
+
+    for script in (before, after):
+        async with liar(script) as address:
+            with pytest.raises(TlsError, match="before it said anything in TLS"):
+                await open_(with_tls(address, replace(tls(certificates), style="direct")))
 
 
 async def test_hanging_up_right_after_tls(certificates: Path) -> None:

@@ -161,6 +161,26 @@ def test_names_to_verify() -> None:
     assert server_name(ExportAddress(host="host", tls=TlsPolicy(hostname="other"))) == "other"
 
 
+def test_authorities_as_text(certificates: Path) -> None:
+    pem = (certificates / "ca-cert.pem").read_text()
+    body = "".join(pem.splitlines()[1:-1])
+    for text in (pem, body, "\n".join(pem.splitlines()[1:-1]) + "\n"):
+        layer = TlsLayer("peer", client_context(TlsPolicy(ca_text=text)), "localhost")
+        shake_hands(layer, Server(certificates))
+        assert layer.established
+    for wrong in ("", "no certificate", body[:-8], "-----BEGIN CERTIFICATE-----", "Zm9v", "é"):
+        with pytest.raises(UsageError, match="text of the authority is no certificate") as caught:
+            client_context(TlsPolicy(ca_text=wrong))
+        assert "\n" not in str(caught.value)
+
+
+def test_policies_that_contradict_themselves() -> None:
+    with pytest.raises(UsageError, match="not both"):
+        TlsPolicy(ca_file=Path("a"), ca_text="b")
+    with pytest.raises(UsageError, match=r"style 'first' is not known; there are starttls, direct"):
+        TlsPolicy(style="first")  # type: ignore[arg-type]  # on purpose
+
+
 def test_fingerprints_are_sha256() -> None:
     assert pinned(TlsPolicy()) is None
     assert pinned(TlsPolicy(fingerprint=":".join(["AB"] * 32))) == "ab" * 32
