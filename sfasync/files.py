@@ -165,12 +165,18 @@ def sync_directory(path: Path) -> None:
     """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        sync_names(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_names(fd: int) -> None:
+    """As `sync_directory`, of a directory that is open."""
+    try:
         os.fsync(fd)
     except OSError as error:
         if error.errno != errno.EINVAL:  # a file system without durable directories (fsync(2))
             raise
-    finally:
-        os.close(fd)
 
 
 def publish(hidden: Path, path: Path, replace: bool) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
+from .errors import StateError
+
 _T = TypeVar("_T")
 
 
@@ -30,7 +32,7 @@ class Workers:
         Cancelling returns at once; the function goes on and its result is dropped. For a function that touches a
         buffer use `run_holding`.
         """
-        return await asyncio.wrap_future(self._executor.submit(function, *args))
+        return await asyncio.wrap_future(self.submit(function, *args))
 
     async def run_holding(self, hold: Releasable, function: Callable[..., _T], *args: object) -> _T:
         """As `run`, for a function that touches `hold`, which is released when the thread is done with it.
@@ -40,8 +42,8 @@ class Workers:
         """
         loop = asyncio.get_running_loop()
         try:
-            future = self._executor.submit(function, *args)
-        except RuntimeError:
+            future = self.submit(function, *args)
+        except StateError:
             hold.release()
             raise
         try:
@@ -57,11 +59,18 @@ class Workers:
 
         A function that no thread has begun yet when the cancellation arrives is never begun.
         """
-        return await settled(self._executor.submit(function, *args))
+        return await settled(self.submit(function, *args))
 
     def submit(self, function: Callable[..., _T], *args: object) -> Future[_T]:
-        """Start a function in a thread, from any thread."""
-        return self._executor.submit(function, *args)
+        """Start a function in a thread, from any thread.
+
+        Raises:
+            StateError: The workers were closed.
+        """
+        try:
+            return self._executor.submit(function, *args)
+        except RuntimeError as error:
+            raise StateError("what this belongs to is closed; open it again") from error
 
     def close(self) -> None:
         """Take no more work. Does not wait for threads; each ends after the function it is in."""

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from sfasync.errors import StateError
 from sfasync.workers import Workers
 
 
@@ -77,6 +78,6 @@ async def test_closed_workers_give_back_what_they_were_handed() -> None:
     workers = Workers(1)
     workers.close()
     held = Held()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(StateError, match="closed"):
         await workers.run_holding(held, len, b"")
     assert held.released.is_set()

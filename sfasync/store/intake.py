@@ -214,10 +214,10 @@ class _Line:
         self._free.acquire()
         try:
             closing = self._closers.submit(self._make_durable, writer)
-        except RuntimeError:
+        except StateError:
             self._free.release()
             writer.abort()
-            raise StateError("the repository was closed while a backup went into it") from None
+            raise
         self._closings.add(closing)
         closing.add_done_callback(self._closings.discard)
 

@@ -22,7 +22,7 @@ import threading
 from pathlib import Path
 
 from ..errors import IntegrityError, ObjectExistsError, ObjectMissingError, StorageError, printable
-from ..files import read_at, storage_error, write_all
+from ..files import read_at, storage_error, sync_names, write_all
 from ..interfaces import Buffer
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -182,7 +182,7 @@ class LocalStore:
             raise self._failure(error, "remove", key) from error
         try:
             os.unlink(name, dir_fd=parent)
-            os.fsync(parent)
+            sync_names(parent)
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -227,14 +227,13 @@ class LocalStore:
 
     def _make_directory(self, path: str, name: str, parent: int) -> None:
         """Create a directory, and make sure once that its entry is durable, whoever created it."""
-        if path in self._durable:
-            return
         try:
             os.mkdir(name, _DIRECTORY_MODE, dir_fd=parent)
             os.chmod(name, _DIRECTORY_MODE, dir_fd=parent)  # the umask may have taken bits away
         except FileExistsError:
-            pass
-        os.fsync(parent)
+            if path in self._durable:
+                return
+        sync_names(parent)
         with self._lock:
             self._durable.add(path)
 
@@ -309,7 +308,7 @@ class LocalWriter:
         try:
             os.fsync(self._fd)
             self._link()
-            os.fsync(self._directory)
+            sync_names(self._directory)
         except FileExistsError as error:
             raise ObjectExistsError(f"{self._path} exists already", path=self._key) from error
         except OSError as error:

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ from .records import Records
 from .seal import MAX_FILE, BlobKind
 from .tree import ZERO, Geometry, content_digest
 from .writer import ChunkWriter
+
+_ENDED = ("committed", "aborted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,7 @@ class Session:
         self._workers = workers
         self._on_end = on_end
         self._state = "open"
+        self._ending = threading.Lock()  # a session ends one way: by commit or by abort
         self._writers: dict[str, ChunkWriter] = {}
         self._files: dict[str, FileRecord] = {}
         name = session_key(*claimed.place).rpartition("/")[2]
@@ -229,19 +233,21 @@ class Session:
 
     async def abort(self) -> None:
         """End the session without a backup; does nothing when it has ended. Runs to its end even if cancelled."""
-        await self._workers.run_to_end(self.abort_now)
+        if self._state not in _ENDED:
+            await self._workers.run_to_end(self.abort_now)
 
     # --- in a thread --------------------------------------------------------------------------------------------------
 
     def abort_now(self) -> None:
         """As `abort`, and blocks."""
-        if self._state in ("committed", "aborted"):
-            return
-        self._state = "aborted"
-        self._intake.abort()
-        with suppress(StorageError):  # the number is used up all the same while the session object is there
-            self._records.put_void(self._claim.place, "aborted")
-        self._end()
+        with self._ending:
+            if self._state in _ENDED:
+                return
+            self._state = "aborted"
+            self._intake.abort()
+            with suppress(StorageError):  # on a full disk the number may be used again; nobody is left who used it
+                self._records.put_void(self._claim.place, "aborted")
+            self._end()
 
     def _add_file(self, name: str, data: bytes) -> FileRecord:
         digest = content_digest(data)
@@ -250,6 +256,12 @@ class Session:
         return FileRecord(name=name, size=len(data), digest=digest.hex())
 
     def _commit(self, manifest: Manifest) -> None:
+        with self._ending:
+            if self._state != "committing":
+                raise StateError(f"the session is {self._state}; it cannot be committed")
+            self._make_visible(manifest)
+
+    def _make_visible(self, manifest: Manifest) -> None:
         self._intake.finish()
         self._check_relied_on()
         try:

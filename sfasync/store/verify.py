@@ -291,6 +291,7 @@ class Verification:
         self._findings.count(objects=1)
         with self._lock:
             self._done += 1
+            self._total = max(self._total, self._done)  # writers at work add objects
             now = time.monotonic()
             if self._report is None or (now - self._told < _REPORT_SECONDS and self._done != self._total):
                 return
