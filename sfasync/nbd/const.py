@@ -168,4 +168,4 @@ MAX_SIZE: Final = (1 << 63) - 1
 MAX_BLOCK_STATUS: Final = 4 + (8 << 20)
 """Bytes of one block status payload: nbdkit sends up to 1 Mi extents of 8 bytes after the context's id."""
 MAX_BLOCK_STATUS_RANGE: Final = 1 << 30
-"""Bytes of a disk asked about at once: nbdkit before 1.42.3 aborts near 4 GiB (CVE-2025-47711)."""
+"""Bytes of a disk asked about at once: the nbdkit 1.32 of Debian 12 aborts near 4 GiB (CVE-2025-47711)."""

@@ -50,6 +50,8 @@ class Client:
         self._writer = writer
 
     async def say(self, data: bytes) -> None:
+        if self._writer.is_closing():  # uvloop has a RuntimeError for that
+            raise ConnectionResetError
         self._writer.write(data)
         await self._writer.drain()
 
