@@ -19,6 +19,7 @@ from . import _version
 if TYPE_CHECKING:
     from .engine import Engine
     from .errors import (
+        ArgumentError,
         BackupNotFoundError,
         BusyError,
         CbtError,
@@ -51,10 +52,12 @@ if TYPE_CHECKING:
         BackupStore,
         ChunkSink,
         DiskWriter,
+        EndpointResolver,
         Hold,
         ObjectStore,
         ObjectWriter,
         Platform,
+        ReleasingResolver,
         RestoreView,
         Sink,
         SnapshotDisk,
@@ -68,6 +71,7 @@ if TYPE_CHECKING:
         CopyResult,
         DiskRecord,
         DiskStatistics,
+        EndpointRequest,
         ExportAddress,
         Extent,
         FileRecord,
@@ -83,6 +87,7 @@ if TYPE_CHECKING:
     from .nbd.uri import format_uri, parse_uri
     from .platform.plain import PlainPlatform
     from .progress import DiskProgress, Progress
+    from .resolvers import EndpointTemplate, TableResolver
     from .store.repository import Repository
     from .transport.export import Export
     from .transport.export import open_export as connect
@@ -90,6 +95,7 @@ if TYPE_CHECKING:
 __version__ = _version.VERSION
 
 __all__ = [
+    "ArgumentError",
     "BackupNotFoundError",
     "BackupResult",
     "BackupSession",
@@ -106,6 +112,9 @@ __all__ = [
     "DiskRecord",
     "DiskStatistics",
     "DiskWriter",
+    "EndpointRequest",
+    "EndpointResolver",
+    "EndpointTemplate",
     "Engine",
     "Export",
     "ExportAddress",
@@ -128,6 +137,7 @@ __all__ = [
     "Platform",
     "Problem",
     "Progress",
+    "ReleasingResolver",
     "RemoteProtocolError",
     "Repository",
     "RepositoryError",
@@ -144,6 +154,7 @@ __all__ = [
     "SourceError",
     "StateError",
     "StorageError",
+    "TableResolver",
     "TargetError",
     "TargetRefusedError",
     "Timeouts",
@@ -170,6 +181,7 @@ _MODULES = {
     "nbd.uri": ("format_uri", "parse_uri"),
     # where disks come from
     "platform.plain": ("PlainPlatform",),
+    "resolvers": ("EndpointTemplate", "TableResolver"),
     # records
     "models": (
         "BackupResult",
@@ -177,6 +189,7 @@ _MODULES = {
         "CopyResult",
         "DiskRecord",
         "DiskStatistics",
+        "EndpointRequest",
         "ExportAddress",
         "Extent",
         "FileRecord",
@@ -195,10 +208,12 @@ _MODULES = {
         "BackupStore",
         "ChunkSink",
         "DiskWriter",
+        "EndpointResolver",
         "Hold",
         "ObjectStore",
         "ObjectWriter",
         "Platform",
+        "ReleasingResolver",
         "RestoreView",
         "Sink",
         "SnapshotDisk",
@@ -207,6 +222,7 @@ _MODULES = {
     ),
     # errors
     "errors": (
+        "ArgumentError",
         "BackupNotFoundError",
         "BusyError",
         "CbtError",

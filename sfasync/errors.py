@@ -4,6 +4,7 @@
 
     SfasyncError                        code           exit
     ├── UsageError                      usage             2   an argument cannot be used as it is
+    │   ├── ArgumentError               argument          2   a ValueError as well
     │   ├── UriError                    uri               2
     │   ├── TargetRefusedError          target-refused    2   exists already, or is too small
     │   ├── BackupNotFoundError         no-such-backup    2
@@ -36,6 +37,7 @@ line, and text that came from a peer is escaped and cut by `printable`.
 from typing import ClassVar
 
 __all__ = [
+    "ArgumentError",
     "BackupNotFoundError",
     "BusyError",
     "CbtError",
@@ -113,6 +115,12 @@ class UsageError(SfasyncError):
 
     code = "usage"
     exit_code = 2
+
+
+class ArgumentError(UsageError, ValueError):
+    """A number or a buffer does not fit the disk; the message names what was found and what is needed."""
+
+    code = "argument"
 
 
 class UriError(UsageError):

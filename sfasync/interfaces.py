@@ -16,6 +16,7 @@ from .models import (
     Checkpoint,
     DiskRecord,
     DiskStatistics,
+    EndpointRequest,
     ExportAddress,
     Extent,
     FileRecord,
@@ -217,6 +218,28 @@ class Platform(Protocol):
         self, vm: str, *, config: bytes | None, disks: Mapping[str, int]
     ) -> AbstractAsyncContextManager[RestoreView]:
         """Prepare disks of the given sizes (bytes, by disk id) to be written."""
+        ...
+
+
+class EndpointResolver(Protocol):
+    """Tells where a disk is served, where the platform itself does not."""
+
+    async def resolve(self, request: EndpointRequest) -> ExportAddress:
+        """The address of a disk, with TLS if and only if the request's mode is ``nbdssl``.
+
+        Raises:
+            UsageError: The resolver does not know the disk.
+            SfasyncError: It could not find out.
+        """
+        ...
+
+
+@runtime_checkable
+class ReleasingResolver(EndpointResolver, Protocol):
+    """A resolver that takes something for each disk it resolves, which has to be given back."""
+
+    async def release(self, request: EndpointRequest) -> None:
+        """Give back what `resolve` took for this request, in this process or in one that is dead. Idempotent."""
         ...
 
 

@@ -146,6 +146,31 @@ class ExportAddress:
         return f"[{self.host}]:{self.port}" if ":" in (self.host or "") else f"{self.host}:{self.port}"
 
 
+TransportMode = Literal["nbd", "nbdssl"]
+"""SFVDDK's words for plain NBD and NBD over TLS."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointRequest:
+    """The disk whose address a resolver is asked for.
+
+    Attributes:
+        vm_id: The VM, as the platform numbers it.
+        disk_id: The disk within the VM.
+        snapshot_id: The snapshot to read; None for the disk itself, to be written.
+        server_id: The VM's id on the management plane, where that is another one and known.
+        resource_id: The platform's lease on the VM, where there is one.
+        mode: What is to be spoken.
+    """
+
+    vm_id: str
+    disk_id: str
+    snapshot_id: str | None = None
+    server_id: str | None = None
+    resource_id: str | None = None
+    mode: TransportMode = "nbd"
+
+
 # --- ranges ----------------------------------------------------------------------------------------------------------
 
 

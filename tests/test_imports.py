@@ -22,8 +22,8 @@ RINGS = (
         *("tasks", "throttle", "units", "workers"),
     },
     {"pipeline", "platform", "store", "transport"},
-    {"backup", "copying", "endpoints", "engine", "jobs", "qcow2", "resources", "restore", "targets"},
-    {"__init__", "__main__", "cli"},
+    {"backup", "copying", "endpoints", "engine", "jobs", "qcow2", "resolvers", "resources", "restore", "targets"},
+    {"__init__", "__main__", "cli", "vddk"},
 )
 RING = {part: number for number, ring in enumerate(RINGS) for part in ring}
 APART = RINGS[1]  # the engine joins these; they do not know each other
