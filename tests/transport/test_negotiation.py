@@ -136,7 +136,7 @@ async def test_the_styles_of_tls_do_not_mix(certificates: Path) -> None:
     with nbdkit("memory", "1M", tls=certificates) as server:
         address = ExportAddress(socket=server.socket, tls=replace(tls(certificates), style="direct"))
         # Its greeting may be there before our first byte is.
-        with pytest.raises(TlsError, match="TLS failed|plain text where TLS should begin"):
+        with pytest.raises(TlsError, match=r"TLS failed|plain text where TLS should begin"):
             await open_(address)
     with (
         nbdkit("memory", "1M") as server,
