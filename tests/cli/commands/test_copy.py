@@ -19,7 +19,7 @@ def test_from_an_export_to_a_file(server: Server, disk: Path, tmp_path: Path) ->
     target = tmp_path / "copy.raw"
     ended = sfasync("copy", server.uri, target)
     assert (ended.status, ended.err) == (0, "")
-    assert ended.out.startswith("copied 16.0 MiB: read ")
+    assert ended.out.startswith("copied 16 MiB: read ")
     assert target.read_bytes() == disk.read_bytes()
     assert target.stat().st_blocks * 512 < 7 * MiB, "zeros are not allocated"
 

@@ -14,7 +14,7 @@ MiB = 1 << 20
 def test_facts_for_people(server: Server) -> None:
     ended = sfasync("info", server.uri)
     assert (ended.status, ended.err) == (0, "")
-    for text in ('export="":', f"size: {16 * MiB + 512} (16.0 MiB)", "read_only: no", "base:allocation"):
+    for text in ('export="":', f"size: {16 * MiB + 512} (16 MiB)", "read_only: no", "base:allocation"):
         assert text in ended.out
 
 

@@ -10,7 +10,7 @@ from ...support.command import sfasync
 def test_everything_for_people(backup: str) -> None:
     ended = sfasync("show", "vm@latest")
     assert (ended.status, ended.err) == (0, "")
-    for text in (backup, "vm", "vda", "16.0 MiB", "first-backup", "plain", "tree digest of vda: "):
+    for text in (backup, "vm", "vda", "16 MiB", "first-backup", "plain", "tree digest of vda: "):
         assert text in ended.out
 
 
