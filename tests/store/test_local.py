@@ -203,3 +203,11 @@ def test_reading_needs_no_right_to_write(tmp_path: Path, store: LocalStore) -> N
     finally:
         for path in (tmp_path, tmp_path / "a"):
             path.chmod(0o700)
+
+
+def test_a_directory_that_vanished_is_made_again(tmp_path: Path, store: LocalStore) -> None:
+    store.put("a/b/one", b"x")
+    store.delete("a/b/one")
+    (tmp_path / "a/b").rmdir()
+    store.put("a/b/two", b"x")
+    assert store.list("") == ["a/b/two"]

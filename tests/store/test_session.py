@@ -7,6 +7,7 @@ import fcntl
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from sfasync.errors import BusyError, NoSpaceError, SfasyncError, StateError, StorageError, UsageError
-from sfasync.models import FileRecord
+from sfasync.models import FileRecord, Manifest
 from sfasync.store.local import LocalStore, LocalWriter
 from sfasync.store.names import BACKUPS, SESSIONS, TOMBSTONES, Numbered, backup_key, session_key, vm_name
 from sfasync.store.records import Records
@@ -380,6 +381,44 @@ async def test_closing_the_repository_aborts_its_sessions(place: Path) -> None:
     assert files(place, "sessions") == []
     with pytest.raises(StateError, match="closed"):
         await repository.begin("web-01")
+
+
+async def test_closing_the_repository_waits_for_a_commit(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, leave = threading.Event(), threading.Event()
+    original = Records.put_manifest
+
+    def slow(records: Records, at: Numbered, manifest: Manifest) -> None:
+        entered.set()
+        leave.wait(30)
+        original(records, at, manifest)
+
+    monkeypatch.setattr(Records, "put_manifest", slow)
+    repository = await Repository.init(place, chunk_size=CHUNK)
+    committing = asyncio.create_task(back_up(repository, "web-01", {"vda": noise(CHUNK)}))
+    while not entered.is_set():
+        await asyncio.sleep(0.01)
+    closing = asyncio.create_task(repository.aclose())
+    await asyncio.wait({closing}, timeout=0.2)
+    assert not closing.done()
+    leave.set()
+    await closing
+    manifest = await committing
+    async with await Repository.open(place) as again:
+        assert await again.backups() == [manifest]
+        assert (await again.verify(data=True)).leftovers == ()
+
+
+async def test_what_is_used_after_closing_is_told(place: Path) -> None:
+    async with await Repository.init(place, chunk_size=CHUNK) as repository:
+        manifest = await back_up(repository, "web-01", {"vda": noise(CHUNK)})
+        disk = repository.open_disk(manifest, "vda")
+        session = await repository.begin("web-01")
+        writer = session.disk("vda", CHUNK)
+    with pytest.raises(StateError, match="closed"):
+        await disk.read_into(0, memoryview(bytearray(CHUNK)))
+    with pytest.raises(StateError, match="closed"):
+        await writer.write(0, noise(CHUNK))
+    await session.abort()
 
 
 KILLED = """
