@@ -2,9 +2,9 @@
 
     python -m tests.support.faulty FUNCTION FAULT N MARK ARGUMENT...
 
-`FUNCTION` is the name of one in `os`, or `flock`. `FAULT` is ``before`` or ``after`` (the process is killed before or
-after the call) or the name of an errno (the call fails). The file `MARK` is created when the call is reached. strace
-can do the like, but counts the calls of each thread apart.
+`FUNCTION` is the name of one in `os`, or `flock`; of `open`, only calls that may write are counted. `FAULT` is
+``before`` or ``after`` (the process is killed before or after the call) or the name of an errno (the call fails). The
+file `MARK` is created when the call is reached. strace can do the like, but counts the calls of each thread apart.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NoReturn
 
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
 
 def inject(function: str, fault: str, when: int, mark: str) -> None:
     """Replace the function by one that has the fault."""
@@ -28,7 +30,7 @@ def inject(function: str, fault: str, when: int, mark: str) -> None:
     calls = itertools.count(1)  # its next value is taken in one step, whatever the thread
 
     def faulty(*args: Any, **options: Any) -> Any:
-        if next(calls) != when:
+        if (function == "open" and not args[1] & _WRITING) or next(calls) != when:
             return original(*args, **options)
         create(mark, os.O_CREAT | os.O_WRONLY, 0o600)
         if fault == "before":
