@@ -1,0 +1,77 @@
+"""What several tests of the calls need."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from sfasync import vddk
+from sfasync.interfaces import EndpointResolver
+from sfasync.models import EndpointRequest, ExportAddress, Limits, Timeouts
+from sfasync.resolvers import TableResolver
+
+VM = "2786761839857"
+
+
+def journal() -> list[Path]:
+    """The entries of the journal."""
+    return sorted(Path(os.environ["XDG_STATE_HOME"], "sfasync", "vddk").glob("*"))
+
+
+def access_to(**disks: str | ExportAddress) -> vddk.Access:
+    """An access to disks of one VM."""
+    return vddk.Access(resolver=TableResolver({(VM, disk): place for disk, place in disks.items()}))
+
+
+@asynccontextmanager
+async def opened(
+    place: str | ExportAddress | EndpointResolver,
+    *,
+    mode: str = "nbd",
+    snapshot_id: str | None = None,
+    limits: Limits | None = None,
+    timeouts: Timeouts | None = None,
+) -> AsyncIterator[vddk.Disk]:
+    """A disk that is opened, and closed with its connection after the block."""
+    access = access_to(ide0=place) if isinstance(place, str | ExportAddress) else vddk.Access(resolver=place)
+    connection = await vddk.connect(
+        access, mode=mode, vm_id=VM, snapshot_id=snapshot_id, limits=limits, timeouts=timeouts
+    )
+    try:
+        disk = await vddk.open(connection, "ide0")
+        try:
+            yield disk
+        finally:
+            if disk.state == "open":
+                await vddk.close(disk)
+    finally:
+        await vddk.disconnect(connection)
+
+
+class Lender:
+    """A resolver that takes something for each disk, and wants it back.
+
+    Attributes:
+        lent: The requests resolved and not released.
+        released: Every request released, in order.
+        failure: What `release` fails with.
+    """
+
+    def __init__(self, address: ExportAddress) -> None:
+        self.address = address
+        self.lent: list[EndpointRequest] = []
+        self.released: list[EndpointRequest] = []
+        self.failure: Exception | None = None
+
+    async def resolve(self, request: EndpointRequest) -> ExportAddress:
+        self.lent.append(request)
+        return self.address
+
+    async def release(self, request: EndpointRequest) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.released.append(request)
+        if request in self.lent:
+            self.lent.remove(request)
