@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -36,7 +37,8 @@ def inject(function: str, fault: str, when: int, mark: str) -> None:
         if fault == "before":
             _die()
         if fault == "after":
-            original(*args, **options)
+            with suppress(OSError):
+                original(*args, **options)
             _die()
         code = getattr(errno, fault)
         raise OSError(code, os.strerror(code))
