@@ -187,18 +187,19 @@ def _leftovers(access: Access) -> list[Leftover]:
     found = []
     with closing(_store(_private(place))) as store:
         for key in store.list(""):
-            if _KEY.fullmatch(key) and not store.held(key):
-                entry = _read(store, key)
-                if entry is not None and entry.belongs_to(access):
-                    found.append(Leftover(key, entry))
+            entry = _left_over(store, key) if _KEY.fullmatch(key) else None
+            if entry is not None and entry.belongs_to(access):
+                found.append(Leftover(key, entry))
     return found
 
 
-def _read(store: LocalStore, key: str) -> Entry | None:
-    """An entry; None where another process has just cleaned it up, or where it is none that we understand."""
+def _left_over(store: LocalStore, key: str) -> Entry | None:
+    """An entry of a dead process; None for one of a living process, and for a file that is no entry we understand."""
     try:
+        if store.held(key):
+            return None
         return msgspec.json.decode(store.get(key, limit=_ENTRY_LIMIT), type=Entry)
-    except ObjectMissingError:
+    except ObjectMissingError:  # another process has just cleaned it up
         return None
     except (IntegrityError, msgspec.DecodeError) as error:
         _logger.warning(
