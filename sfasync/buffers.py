@@ -72,8 +72,8 @@ class Filled:
 class BufferPool:
     """Hands out slots while the budget lasts, first come first served.
 
-    Memory is kept for reuse by size and unmapped when another size needs the budget. Belongs to one event loop; only
-    `Slot.release` and `Filled.release` are called from anywhere, and then through that loop.
+    Memory is kept for reuse by size and unmapped when another size needs the budget. Belongs to one event loop, the
+    release of its slots included.
 
     Attributes:
         budget: Bytes that slots may take together.
@@ -89,6 +89,7 @@ class BufferPool:
         self._idle: dict[int, list[mmap.mmap]] = {}
         self.idle = 0
         self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._closed = False
 
     async def acquire(self, length: int) -> Slot:
         """A slot of `length` bytes (1 to the budget), page-aligned, when the budget has room for it.
@@ -120,6 +121,7 @@ class BufferPool:
 
     def close(self) -> None:
         """Unmap idle memory. Slots that are still out are unmapped when they come back."""
+        self._closed = True
         self._idle.clear()
         self.idle = 0
 
@@ -144,8 +146,9 @@ class BufferPool:
     def _give_back(self, memory: mmap.mmap) -> None:
         size = len(memory)
         self.in_use -= size
-        self._idle.setdefault(size, []).append(memory)
-        self.idle += size
+        if not self._closed:
+            self._idle.setdefault(size, []).append(memory)
+            self.idle += size
         self._admit()
 
     def _admit(self) -> None:

@@ -5,15 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from .errors import StateError
 
 _T = TypeVar("_T")
-
-
-class Releasable(Protocol):
-    def release(self) -> None: ...
 
 
 class Workers:
@@ -30,29 +26,9 @@ class Workers:
         """The result of `function(*args)`, run in a thread.
 
         Cancelling returns at once; the function goes on and its result is dropped. For a function that touches a
-        buffer use `run_holding`.
+        buffer use `run_to_end`.
         """
         return await asyncio.wrap_future(self.submit(function, *args))
-
-    async def run_holding(self, hold: Releasable, function: Callable[..., _T], *args: object) -> _T:
-        """As `run`, for a function that touches `hold`, which is released when the thread is done with it.
-
-        However the wait ends, by result, error or cancellation, `hold.release()` is called exactly once, on the
-        event loop, and never before the thread has left the function.
-        """
-        loop = asyncio.get_running_loop()
-        try:
-            future = self.submit(function, *args)
-        except StateError:
-            hold.release()
-            raise
-        try:
-            return await asyncio.wrap_future(future)
-        finally:
-            if future.done():
-                hold.release()
-            else:
-                _release_later(loop, future, hold)
 
     async def run_to_end(self, function: Callable[..., _T], *args: object) -> _T:
         """As `run`, for a function that touches the caller's memory: cancelling waits until the thread has left it.
@@ -102,13 +78,3 @@ async def settled(future: Future[_T], *, stop: Callable[[], None] | None = None)
             waiter.exception()  # seen: the cancellation goes first
         raise cancellation
     return waiter.result()
-
-
-def _release_later(loop: asyncio.AbstractEventLoop, future: Future[_T], hold: Releasable) -> None:
-    def release(_: Future[_T]) -> None:
-        try:
-            loop.call_soon_threadsafe(hold.release)
-        except RuntimeError:  # the loop is closed; the memory goes with the process's reference to it
-            hold.release()
-
-    future.add_done_callback(release)

@@ -112,3 +112,12 @@ async def test_memory_is_kept_within_the_budget_when_sizes_change() -> None:
     assert pool.in_use == 0
     assert pool.peak <= pool.budget
     pool.close()
+
+
+async def test_what_comes_back_to_a_closed_pool_is_not_kept() -> None:
+    pool = BufferPool(8192)
+    (await pool.acquire(4096)).release()
+    slot = await pool.acquire(8192)
+    pool.close()
+    slot.release()
+    assert (pool.in_use, pool.idle) == (0, 0)

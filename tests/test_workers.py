@@ -1,4 +1,4 @@
-"""Threads are named and bounded, and never outlive the buffer they were given."""
+"""Threads are named and bounded, and nobody waits past, or leaves before, the end of what they do."""
 
 import asyncio
 import threading
@@ -6,16 +6,26 @@ import threading
 import pytest
 
 from sfasync.errors import StateError
-from sfasync.workers import Workers
+from sfasync.workers import Workers, settled
 
 
-class Held:
+class Gate:
+    """Work that begins, and goes on when it is let through."""
+
     def __init__(self) -> None:
-        self.released = asyncio.Event()
+        self.begun = threading.Event()
+        self.go = threading.Event()
+        self.left = False
 
-    def release(self) -> None:
-        assert not self.released.is_set()
-        self.released.set()
+    def work(self) -> str:
+        self.begun.set()
+        self.go.wait(10)
+        self.left = True
+        return "done"
+
+    async def reached(self) -> None:
+        while not self.begun.is_set():
+            await asyncio.sleep(0.001)
 
 
 async def test_runs_in_a_named_thread() -> None:
@@ -25,59 +35,86 @@ async def test_runs_in_a_named_thread() -> None:
     workers.close()
 
 
-async def test_releases_what_it_holds_after_the_result_and_after_an_error() -> None:
-    workers = Workers(1)
-    held = Held()
-    assert await workers.run_holding(held, len, b"four") == 4
-    assert held.released.is_set()
-    held = Held()
-    with pytest.raises(ZeroDivisionError):
-        await workers.run_holding(held, divmod, 1, 0)
-    assert held.released.is_set()
-    workers.close()
-
-
-async def test_a_cancelled_hand_over_holds_until_the_thread_is_done() -> None:
-    workers = Workers(1)
-    begun, go = threading.Event(), threading.Event()
-    held = Held()
-
-    def work() -> None:
-        begun.set()
-        go.wait(10)
-
-    task = asyncio.create_task(workers.run_holding(held, work))
-    while not begun.is_set():
-        await asyncio.sleep(0.001)
+async def test_a_cancelled_run_does_not_wait() -> None:
+    workers, gate = Workers(1), Gate()
+    task = asyncio.create_task(workers.run(gate.work))
+    await gate.reached()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert not held.released.is_set()
-    go.set()
-    await held.released.wait()
+    assert not gate.left
+    gate.go.set()
+    workers.close()
+
+
+async def test_run_to_end_gives_results_and_errors() -> None:
+    workers = Workers(1)
+    assert await workers.run_to_end(len, b"four") == 4
+    with pytest.raises(ZeroDivisionError):
+        await workers.run_to_end(divmod, 1, 0)
+    workers.close()
+
+
+async def test_a_cancelled_run_to_end_waits_for_the_thread_however_often_it_is_cancelled() -> None:
+    workers, gate = Workers(1), Gate()
+    task = asyncio.create_task(workers.run_to_end(gate.work))
+    await gate.reached()
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+        assert not task.done()
+    gate.go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert gate.left
+    workers.close()
+
+
+async def test_an_error_after_a_cancellation_is_not_told_and_not_forgotten() -> None:
+    workers, gate = Workers(1), Gate()
+
+    def fail() -> None:
+        gate.work()
+        raise OSError("nobody asks any more")
+
+    task = asyncio.create_task(workers.run_to_end(fail))
+    await gate.reached()
+    task.cancel()
+    await asyncio.sleep(0)
+    gate.go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
     workers.close()
 
 
 async def test_work_that_had_not_begun_is_dropped_when_cancelled() -> None:
-    workers = Workers(1)
-    go = threading.Event()
-    busy = workers.submit(go.wait, 10)
-    held = Held()
-    task = asyncio.create_task(workers.run_holding(held, pytest.fail))
+    workers, gate = Workers(1), Gate()
+    busy = workers.submit(gate.work)
+    task = asyncio.create_task(workers.run_to_end(pytest.fail))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert held.released.is_set()
-    go.set()
+    gate.go.set()
     await asyncio.wrap_future(busy)
     workers.close()
 
 
-async def test_closed_workers_give_back_what_they_were_handed() -> None:
+async def test_a_cancelled_wait_asks_the_work_to_stop() -> None:
+    workers, gate = Workers(1), Gate()
+    future = workers.submit(gate.work)
+    task = asyncio.create_task(settled(future, stop=gate.go.set))
+    await asyncio.sleep(0)  # it waits now
+    await gate.reached()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert future.result() == "done"
+    workers.close()
+
+
+async def test_closed_workers_take_nothing_more() -> None:
     workers = Workers(1)
     workers.close()
-    held = Held()
     with pytest.raises(StateError, match="closed"):
-        await workers.run_holding(held, len, b"")
-    assert held.released.is_set()
+        await workers.run_to_end(len, b"")
