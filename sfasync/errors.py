@@ -69,11 +69,14 @@ __all__ = [
 _PRINTABLE_LIMIT = 256
 
 
+def one_line(text: str) -> str:
+    """Text fit for one line of a terminal: control characters escaped, nothing cut."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def printable(text: str) -> str:
     """Text of a peer made safe for one line of a terminal: control characters escaped, cut at 256 characters."""
-    safe = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[:_PRINTABLE_LIMIT]
-    )
+    safe = one_line(text[:_PRINTABLE_LIMIT])
     return safe[:_PRINTABLE_LIMIT] + "…" if len(safe) > _PRINTABLE_LIMIT or len(text) > _PRINTABLE_LIMIT else safe
 
 

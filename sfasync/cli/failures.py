@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import click
 
-from ..errors import SfasyncError
+from ..errors import SfasyncError, one_line
 
 EXIT_INTERNAL = 1
 EXIT_USAGE = 2
@@ -69,11 +69,6 @@ def describe(error: BaseException) -> Failure:
         exit=EXIT_INTERNAL,
         message=one_line(f"internal error: {type(cause).__name__}: {cause}; this is a bug, -vv shows where"),
     )
-
-
-def one_line(text: str) -> str:
-    """Text fit for one line of a terminal: control characters escaped, nothing cut."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _first_cause(error: BaseException) -> BaseException:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from .failures import one_line
+from ..errors import one_line
 from .output import Output
 
 _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)

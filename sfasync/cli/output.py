@@ -15,8 +15,8 @@ import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ..errors import StorageError
-from .failures import describe, one_line
+from ..errors import StorageError, one_line
+from .failures import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -8,7 +8,7 @@ import signal
 import click
 import pytest
 
-from sfasync.cli.failures import Failure, Interrupted, describe, one_line
+from sfasync.cli.failures import Failure, Interrupted, describe
 from sfasync.errors import ConnectError, IntegrityError, StorageError, TlsError
 
 
@@ -60,11 +60,6 @@ def test_a_usage_error_is_one_line_with_a_hint() -> None:
     failure = describe(click.UsageError("Choose from:\n\ta\n\tb."))
     assert (failure.code, failure.exit) == ("usage", 2)
     assert failure.message == "Choose from: a b (see 'sfasync --help')"
-
-
-@pytest.mark.parametrize("text", ["a\nb", "\x1b[2Jgone", "a\rb", "\udc80", "\u202eevil"])
-def test_one_line_has_no_control_characters(text: str) -> None:
-    assert one_line(text).isprintable()
 
 
 def test_the_text_of_a_peer_cannot_break_the_line() -> None:
