@@ -36,15 +36,15 @@ def parse_disk(disk: str | ExportAddress | _Disk) -> ExportAddress | _Disk:
     return parse_uri(disk) if isinstance(disk, str) else disk
 
 
-def parse_endpoint(name: str | os.PathLike[str] | ExportAddress) -> ExportAddress | Path | None:
-    """One end of a copy: an export, a file, or None for ``null:``.
+def parse_endpoint(place: str | os.PathLike[str] | ExportAddress | _Disk) -> ExportAddress | Path | _Disk | None:
+    """One end of a copy: an export, a file, None for ``null:``, or what the caller opened.
 
     Raises:
         UsageError: The text looks like a URI but is not one of NBD's.
     """
-    if isinstance(name, ExportAddress):
-        return name
-    text = os.fspath(name)
+    if not isinstance(place, str | os.PathLike):
+        return place
+    text = os.fspath(place)
     if text == NULL:
         return None
     if "://" in text or text.startswith(("nbd:", "nbds:", "nbd+", "nbds+")):
@@ -115,21 +115,28 @@ class Endpoints:
     @asynccontextmanager
     async def copy_target(
         self,
-        place: ExportAddress | Path | None,
+        place: ExportAddress | Path | Sink | None,
         *,
         size: int,
         connections: int | None = None,
         requests: int | None = None,
     ) -> AsyncIterator[Sink]:
-        """Open the target of a copy for the time of the block; a file is created, or overwritten as nbdcopy does."""
+        """Open the target of a copy for the time of the block; a file is created, or overwritten as nbdcopy does.
+
+        Raises:
+            TargetRefusedError: It is too small, or cannot be written; nothing was written.
+            TargetError, TlsError: It cannot be opened.
+        """
         if place is None:
             yield NullSink(size)
         elif isinstance(place, ExportAddress):
             async with self.export_target(place, size=size, connections=connections, requests=requests) as target:
                 yield target
-        else:
+        elif isinstance(place, Path):
             async with await FileSink.open(place, size=size, workers=self._workers, overwrite=True) as file:
                 yield file
+        else:
+            yield checked_target(place, size=size)
 
     @asynccontextmanager
     async def new_file(self, path: Path, *, size: int) -> AsyncIterator[FileSink]:
@@ -151,12 +158,18 @@ class Endpoints:
             yield TargetSink(export, str(path))
 
 
-def checked_target(sink: Sink, *, size: int, name: str) -> TargetSink:
+def checked_target(sink: Sink, *, size: int, name: str | None = None) -> TargetSink:
     """A sink that is large enough, with its errors told as those of a target.
+
+    Args:
+        sink: Where a disk goes.
+        size: Bytes of that disk.
+        name: The target, for messages; None to call it after its class.
 
     Raises:
         TargetRefusedError: It is smaller than `size`, or takes only blocks in which `size` bytes do not end.
     """
+    name = f"<{type(sink).__name__}>" if name is None else name
     if sink.size < size:
         raise TargetRefusedError(f"target {name} has {sink.size} bytes, the disk has {size}")
     if sink.size > size and size % sink.block_size:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from .backup import Backup, BackupRequest, check_id
 from .copying import CopyOptions, copy
-from .endpoints import checked_target, parse_disk, parse_endpoint
+from .endpoints import parse_disk, parse_endpoint
 from .errors import StateError, TargetRefusedError, UsageError, printable
 from .files import make_directory, storage_error
 from .interfaces import BackupStore, Platform, Sink, Source
@@ -335,8 +335,7 @@ class Engine:
             destination_is_zero=destination_is_zero,
             synchronous=synchronous,
         )
-        source_place = parse_endpoint(source) if isinstance(source, str | os.PathLike | ExportAddress) else source
-        target_place = parse_endpoint(target) if isinstance(target, str | os.PathLike | ExportAddress) else target
+        source_place, target_place = parse_endpoint(source), parse_endpoint(target)
         if source_place is None:
             raise UsageError("null: can only be the target of a copy")
         if isinstance(source_place, Path) and isinstance(target_place, Path) and _same_file(source_place, target_place):
@@ -344,12 +343,12 @@ class Engine:
         share = {"connections": connections, "requests": requests}
 
         async def work(reporter: Reporter) -> CopyResult:
-            async with self._resources.slots, self._resources.endpoints.source(source_place, **share) as opened:
-                if target_place is None or isinstance(target_place, ExportAddress | Path):
-                    opening = self._resources.endpoints.copy_target(target_place, size=opened.size, **share)
-                    async with opening as sink:
-                        return await copy(opened, sink, options, self._resources, reporter)
-                sink = checked_target(target_place, size=opened.size, name=f"<{type(target_place).__name__}>")
+            endpoints = self._resources.endpoints
+            async with (
+                self._resources.slots,
+                endpoints.source(source_place, **share) as opened,
+                endpoints.copy_target(target_place, size=opened.size, **share) as sink,
+            ):
                 return await copy(opened, sink, options, self._resources, reporter)
 
         return self._start(work, progress)

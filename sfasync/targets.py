@@ -64,8 +64,8 @@ async def export_target(endpoints: Endpoints, address: ExportAddress, size: int)
 @asynccontextmanager
 async def sink_target(sink: Sink, size: int) -> AsyncIterator[OpenTarget]:
     """A sink of the caller's, who closes it."""
-    name = f"<{type(sink).__name__}>"
-    yield OpenTarget(checked_target(sink, size=size, name=name), sink if isinstance(sink, Source) else None, name)
+    target = checked_target(sink, size=size)
+    yield OpenTarget(target, sink if isinstance(sink, Source) else None, target.name)
 
 
 @asynccontextmanager
