@@ -7,6 +7,7 @@ from ..interfaces import Buffer, ObjectStore
 from .cache import Location
 from .locator import Locator
 from .names import pack_key
+from .objects import damaged
 from .seal import BlobKind, unseal
 from .tree import content_digest, page_digest
 
@@ -71,7 +72,7 @@ class BlobReader:
 
     def _fetch(self, key: str, offset: int, buffer: memoryview) -> None:
         if self._store.read_into(key, offset, buffer) != len(buffer):
-            raise IntegrityError(f"{key} is damaged: it is shorter than the index says", path=key)
+            raise damaged(key, "is shorter than the index says")
 
 
 def open_blob(kind: int, name: bytes, length: int, sealed: Buffer, key: str) -> Buffer:

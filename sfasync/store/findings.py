@@ -5,7 +5,11 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 
+from ..errors import IntegrityError, RepositoryVersionError, StorageError
 from ..models import Problem
+
+DAMAGE = (IntegrityError, RepositoryVersionError, StorageError)
+"""The errors that a verification tells of and goes on after."""
 
 MOST_PROBLEMS = 10_000
 """More problems are counted, not told: a list of every blob of a lost repository helps nobody."""

@@ -19,10 +19,11 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ..errors import IntegrityError, printable
+from ..errors import IntegrityError
 from ..units import MiB
+from .objects import damaged
 from .packs import MAX_BLOBS, MAX_SIZE, Pack, PackClass
-from .seal import MAX_FILE, BlobKind
+from .seal import KINDS, MAX_FILE
 
 MAX_INDEX = 64 * MiB
 """Bytes of an index object that a reader accepts: about a million blobs."""
@@ -32,7 +33,6 @@ _PACK = struct.Struct("<16s32sQI")
 _ID_SIZE = 16
 _FANOUT = struct.Struct("<256I")
 _ROW = struct.Struct("<32sIIIIII")
-_KINDS = frozenset(BlobKind)
 _CLASSES = frozenset(PackClass)
 
 
@@ -137,7 +137,7 @@ class IndexReader:
                 (last is not None and fields <= last)
                 or row.pack >= len(self.packs)
                 or row.ordinal >= MAX_BLOBS
-                or row.kind not in _KINDS
+                or row.kind not in KINDS
                 or not 0 < row.length <= row.raw <= MAX_FILE
                 or row.offset + row.length > self.packs[row.pack].size
             ):
@@ -152,4 +152,4 @@ class IndexReader:
                 raise self._damaged()
 
     def _damaged(self) -> IntegrityError:
-        return IntegrityError(f"{printable(self._key)} is damaged: it contradicts itself", path=self._key)
+        return damaged(self._key, "contradicts itself")

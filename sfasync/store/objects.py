@@ -99,22 +99,22 @@ def decode_head(data: Buffer, key: str) -> Head:
         RepositoryVersionError: It needs a version or a feature that this one does not know.
     """
     if len(data) < _PREFIX.size or bytes(data[:8]) != MAGIC:
-        raise _damaged(key, "does not begin as an object of sfasync")
+        raise damaged(key, "does not begin as an object of sfasync")
     version = _PREFIX.unpack_from(data)[1]
     if version != VERSION:
         raise _unknown(key, f"is of format version {version}")
     if len(data) < _HEAD.size:
-        raise _damaged(key, "breaks off in its head")
+        raise damaged(key, "breaks off in its head")
     _, _, kind, read, _, repository, length = _HEAD.unpack_from(data)
     if read & ~FEATURES:
         raise _unknown(key, f"needs features {read & ~FEATURES:#x}")
     size = _HEAD.size + length
     if length > MAX_NAME or len(data) < size:
-        raise _damaged(key, "breaks off in its name")
+        raise damaged(key, "breaks off in its name")
     try:
         return Head(ObjectKind(kind), repository, bytes(data[_HEAD.size : size]).decode("ascii"), size)
     except UnicodeDecodeError:
-        raise _damaged(key, "has a name that is none") from None
+        raise damaged(key, "has a name that is none") from None
     except ValueError:
         raise _unknown(key, f"is of the unknown kind {kind}") from None
 
@@ -137,11 +137,11 @@ def check_place(head: Head, key: str, repository: bytes | None, *kinds: ObjectKi
         IntegrityError: It is another object, of another kind, or of another repository.
     """
     if head.key != key:
-        raise _damaged(key, f"says that it is {printable(head.key)}")
+        raise damaged(key, f"says that it is {printable(head.key)}")
     if repository is not None and head.repository != repository:
-        raise _damaged(key, "belongs to another repository")
+        raise damaged(key, "belongs to another repository")
     if head.kind not in kinds:
-        raise _damaged(key, f"is of kind {head.kind.name.lower()}")
+        raise damaged(key, f"is of kind {head.kind.name.lower()}")
 
 
 def decode(data: bytes, key: str, repository: bytes | None, *kinds: ObjectKind) -> Frame:
@@ -158,19 +158,20 @@ def decode(data: bytes, key: str, repository: bytes | None, *kinds: ObjectKind) 
         RepositoryVersionError: A newer version wrote it.
     """
     if len(data) < _PREFIX.size + DIGEST_SIZE or bytes(data[:8]) != MAGIC:
-        raise _damaged(key, "does not begin as an object of sfasync")
+        raise damaged(key, "does not begin as an object of sfasync")
     body = memoryview(data)[:-DIGEST_SIZE]
     if frame_digest().update(body).digest() != data[-DIGEST_SIZE:]:
-        raise _damaged(key, "does not have the digest it was written with")
+        raise damaged(key, "does not have the digest it was written with")
     head = decode_head(body, key)
     check_place(head, key, repository, *kinds)
     start = head.size + _LENGTH.size
     if len(body) < start or len(body) - start != _LENGTH.unpack_from(body, head.size)[0]:
-        raise _damaged(key, "has a wrong length")
+        raise damaged(key, "has a wrong length")
     return Frame(head, body[start:])
 
 
-def _damaged(key: str, what: str) -> IntegrityError:
+def damaged(key: str, what: str) -> IntegrityError:
+    """The error for an object or pack that is not what was written: ``<key> is damaged: it <what>``."""
     return IntegrityError(f"{printable(key)} is damaged: it {what}", path=key)
 
 

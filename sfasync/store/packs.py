@@ -20,12 +20,12 @@ from collections.abc import Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
-from ..errors import IntegrityError, printable
+from ..errors import IntegrityError
 from ..interfaces import Buffer, ObjectStore, ObjectWriter
 from ..units import KiB, MiB
 from .names import pack_key
-from .objects import DIGEST_SIZE, ObjectKind, check_place, decode_head, encode_head, frame_digest
-from .seal import MAX_FILE, BlobKind
+from .objects import DIGEST_SIZE, ObjectKind, check_place, damaged, decode_head, encode_head, frame_digest
+from .seal import KINDS, MAX_FILE, BlobKind
 
 TARGET_SIZE = 32 * MiB
 TARGET_BLOBS = 8192
@@ -231,7 +231,7 @@ class PackReader:
         blobs = []
         position = self._start
         for name, kind, raw, offset, length in _ROW.iter_unpack(self._rows):
-            if offset != position or not 0 < length <= raw <= MAX_FILE or kind not in _KINDS:
+            if offset != position or not 0 < length <= raw <= MAX_FILE or kind not in KINDS:
                 raise self._damaged("has a trailer that contradicts it")
             blobs.append(Blob(kind, name, raw, offset, length))
             position += length
@@ -246,7 +246,4 @@ class PackReader:
         return bytes(data)
 
     def _damaged(self, what: str) -> IntegrityError:
-        return IntegrityError(f"{printable(self._key)} is damaged: it {what}", path=self._key)
-
-
-_KINDS = frozenset(BlobKind)
+        return damaged(self._key, what)

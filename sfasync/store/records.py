@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
-from ..errors import IntegrityError, ObjectExistsError, ObjectMissingError, RepositoryVersionError, printable
+from ..errors import IntegrityError, ObjectExistsError, ObjectMissingError, RepositoryVersionError
 from ..interfaces import Hold, ObjectStore
 from ..models import Manifest
 from .manifest import (
@@ -32,7 +32,7 @@ from .names import (
     session_key,
     vm_name,
 )
-from .objects import Frame, ObjectKind, decode, encode
+from .objects import Frame, ObjectKind, damaged, decode, encode
 
 log = logging.getLogger("sfasync")
 
@@ -73,7 +73,7 @@ class Records:
         check_manifest(manifest, key)
         belongs = vm_name(self.repository, manifest.vm), manifest.seq, manifest.repository
         if belongs != (*place, self.repository.hex()):
-            raise IntegrityError(f"{printable(key)} is damaged: its record belongs elsewhere", path=key)
+            raise damaged(key, "belongs elsewhere")
         return manifest
 
     def manifests(
@@ -132,7 +132,7 @@ class Records:
         """Check the end of a session; errors as of `manifest`."""
         key = end_key(*place)
         if len(self._read(key, ObjectKind.END).payload) != 0:
-            raise IntegrityError(f"{printable(key)} is damaged: it should be empty", path=key)
+            raise damaged(key, "should be empty")
 
     def hold_session(self, place: Numbered, parent: tuple[Numbered, Manifest] | None) -> Hold:
         """Create the object of a session and hold it.

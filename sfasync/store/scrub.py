@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple
 
-from ..errors import IntegrityError, ObjectMissingError, RepositoryVersionError, StorageError
+from ..errors import IntegrityError, ObjectMissingError, StorageError
 from ..interfaces import ObjectStore
 from .blobs import open_blob
 from .cache import IndexCache, Location
-from .findings import Findings
+from .findings import DAMAGE, Findings
+from .index import IndexPack
 from .names import pack_key
+from .objects import damaged
 from .packs import Blob, PackReader
-
-_DAMAGE = (IntegrityError, RepositoryVersionError, StorageError)
 
 _TABLE = "CREATE TABLE bad (pack BLOB, ordinal INTEGER, PRIMARY KEY (pack, ordinal)) WITHOUT ROWID"
 _BY_PACK = "CREATE INDEX blobs_by_pack ON blobs (pack, ordinal)"
-
-
-class KnownPack(NamedTuple):
-    """A pack as the index describes it.
-
-    Attributes:
-        id: The pack's.
-        size: Bytes it should have.
-        digest: The digest it should have.
-        class_: What it should hold.
-    """
-
-    id: bytes
-    size: int
-    digest: bytes
-    class_: int
 
 
 class Scrubber:
@@ -55,9 +38,9 @@ class Scrubber:
         cache.execute(_TABLE)
         cache.execute(_BY_PACK)
 
-    def packs(self) -> list[KnownPack]:
+    def packs(self) -> list[IndexPack]:
         """The packs of the index."""
-        return [KnownPack(*row) for row in self._cache.rows("SELECT DISTINCT id, size, digest, class FROM packs")]
+        return [IndexPack(*row) for row in self._cache.rows("SELECT DISTINCT id, digest, size, class FROM packs")]
 
     def is_good(self, location: Location) -> bool:
         """Whether nothing bad was found out about a blob's bytes there."""
@@ -66,7 +49,7 @@ class Scrubber:
         rows = self._cache.rows("SELECT 1 FROM bad WHERE pack = ? AND ordinal = ?", (location.pack, location.ordinal))
         return not rows
 
-    def check_presence(self, pack: KnownPack) -> None:
+    def check_presence(self, pack: IndexPack) -> None:
         """Check that a pack is there with the size that the index says."""
         key = pack_key(pack.id)
         try:
@@ -83,11 +66,11 @@ class Scrubber:
             self._note_short(pack.id, size)
             self._findings.add(key, f"it has {size} bytes; the index says {pack.size}")
 
-    def is_there(self, pack: KnownPack) -> bool:
+    def is_there(self, pack: IndexPack) -> bool:
         """Whether there is anything to read of a pack whose presence was checked."""
         return self._short.get(pack.id, pack.size) > 0
 
-    def check_bytes(self, pack: KnownPack) -> None:
+    def check_bytes(self, pack: IndexPack) -> None:
         """Read all of a pack that is there: its digest, each blob's digest, and that it says what the index says."""
         blobs = self._blobs_of(pack.id)
         try:
@@ -95,7 +78,7 @@ class Scrubber:
             self._findings.count(bytes_read=reader.size)
             self._compare(pack, reader, blobs)
             self._check_all(pack.id, reader)
-        except _DAMAGE as error:
+        except DAMAGE as error:
             self._findings.add(pack_key(pack.id), str(error))
             for ordinal, blob in blobs.items():  # what the index says is what backups rely on
                 self._check_indexed_blob(pack.id, ordinal, blob)
@@ -106,10 +89,10 @@ class Scrubber:
             reader = PackReader(self._store, pack, self._repository)
             self._findings.count(bytes_read=reader.size)
             self._check_all(pack, reader)
-        except _DAMAGE as error:
+        except DAMAGE as error:
             self._findings.add(pack_key(pack), str(error))
 
-    def _compare(self, pack: KnownPack, reader: PackReader, blobs: dict[int, Blob]) -> None:
+    def _compare(self, pack: IndexPack, reader: PackReader, blobs: dict[int, Blob]) -> None:
         """See that a pack says of itself what the index says of it.
 
         Raises:
@@ -117,8 +100,7 @@ class Scrubber:
         """
         said = reader.digest, reader.class_, dict(enumerate(reader.blobs))
         if said != (pack.digest, pack.class_, blobs):
-            key = pack_key(pack.id)
-            raise IntegrityError(f"{key} is damaged: it and the index contradict each other", path=key)
+            raise damaged(pack_key(pack.id), "contradicts the index")
 
     def _check_all(self, pack: bytes, reader: PackReader) -> None:
         """Check each blob, and then the pack as such: bad blobs are told one by one, and explain a wrong digest.

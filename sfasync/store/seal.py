@@ -29,6 +29,7 @@ class BlobKind(IntEnum):
     FILE = 3
 
 
+KINDS = frozenset(BlobKind)
 MAX_FILE = 16 * MiB
 """The largest blob of kind FILE; chunks and pages are smaller."""
 

@@ -14,22 +14,17 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
-from ..errors import (
-    BackupNotFoundError,
-    IntegrityError,
-    ObjectMissingError,
-    RepositoryVersionError,
-    StorageError,
-    printable,
-)
+from ..errors import BackupNotFoundError, ObjectMissingError, printable
 from ..models import VerifyResult
 from ..workers import Workers, settled
 from .blobs import BlobReader
 from .cache import Location
-from .findings import Findings
+from .findings import DAMAGE, Findings
+from .index import IndexPack
 from .locator import Locator
 from .manifest import MAX_OBJECT, decode_configuration
 from .names import (
@@ -48,13 +43,12 @@ from .names import (
 )
 from .objects import ObjectKind, decode
 from .records import Records
-from .scrub import KnownPack, Scrubber
+from .scrub import Scrubber
 from .walk import BackupWalk, Stopped
 
 _T = TypeVar("_T")
 
 _REPORT_SECONDS = 0.1
-_DAMAGE = (IntegrityError, RepositoryVersionError, StorageError)
 
 
 class Verification:
@@ -188,11 +182,17 @@ class Verification:
         for place in places:
             key = session_key(*place)
             self._check_object(key, partial(self._records.session, place))
-            if self._store.held(key):
+            if self._is_held(key):
                 live = True
             else:
                 self._leftovers.append(key)
         return live
+
+    def _is_held(self, key: str) -> bool:
+        try:
+            return self._store.held(key)
+        except DAMAGE:  # told already: it is not even a file
+            return False
 
     def _check_ends(self, places: Iterable[Numbered]) -> None:
         for place in places:
@@ -208,7 +208,7 @@ class Verification:
         except ObjectMissingError as error:
             if key == CONFIG:
                 self._findings.add(key, str(error))
-        except _DAMAGE as error:
+        except DAMAGE as error:
             self._findings.add(key, str(error))
         self._step()
 
@@ -219,12 +219,13 @@ class Verification:
             self._findings.add(error.path or INDEX, str(error))
         for key in self._store.list(INDEX):
             if parse_index(key) is not None:
-                self._findings.count(bytes_read=self._store.size(key))
+                with suppress(*DAMAGE):  # told already, by the locator
+                    self._findings.count(bytes_read=self._store.size(key))
                 self._step()
         return Scrubber(self._store, self._records.repository, self._locator.cache, self._findings)
 
-    def _check_packs(self, packs: Iterable[KnownPack], scrubber: Scrubber, workers: Workers, threads: int) -> None:
-        def check(pack: KnownPack) -> None:
+    def _check_packs(self, packs: Iterable[IndexPack], scrubber: Scrubber, workers: Workers, threads: int) -> None:
+        def check(pack: IndexPack) -> None:
             scrubber.check_presence(pack)
             if self._data and scrubber.is_there(pack):
                 scrubber.check_bytes(pack)

@@ -10,10 +10,11 @@ import pytest
 from sfasync.errors import StorageError
 from sfasync.store.cache import Location
 from sfasync.store.findings import Findings
+from sfasync.store.index import IndexPack
 from sfasync.store.locator import Locator
 from sfasync.store.names import pack_key
 from sfasync.store.packs import Pack
-from sfasync.store.scrub import KnownPack, Scrubber
+from sfasync.store.scrub import Scrubber
 
 from .memory import MemoryStore
 from .test_blobs import write
@@ -32,7 +33,7 @@ class Case:
         return pack_key(self.pack.id)
 
     @property
-    def known(self) -> KnownPack:
+    def known(self) -> IndexPack:
         (known,) = self.scrubber.packs()
         return known
 
