@@ -117,12 +117,12 @@ class Journal:
             raise
 
     async def forget(self, registration: Registration) -> None:
-        """Remove an entry of this process.
+        """Remove an entry of this process. Cancelling only ends the wait for it.
 
         Raises:
             StorageError: It could not be removed; it counts as left over.
         """
-        await self._workers.run(_remove, registration)
+        await asyncio.shield(asyncio.wrap_future(self._workers.submit(_remove, registration)))
 
     def let_go(self, registration: Registration) -> None:
         """Leave an entry to be cleaned up later."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from sfasync import vddk
 from sfasync.interfaces import EndpointResolver
@@ -13,6 +16,8 @@ from sfasync.models import EndpointRequest, ExportAddress, Limits, Timeouts
 from sfasync.resolvers import TableResolver
 
 VM = "2786761839857"
+
+_T = TypeVar("_T")
 
 
 def journal() -> list[Path]:
@@ -48,6 +53,55 @@ async def opened(
                 await vddk.close(disk)
     finally:
         await vddk.disconnect(connection)
+
+
+class CancelledAt(Generic[_T]):
+    """Awaits a coroutine and cancels the task in which that happens just before its N-th step.
+
+    Attributes:
+        done: Whether it came to its end before that.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, _T], step: int) -> None:
+        self.done = False
+        self._coroutine = coroutine
+        self._step = step
+
+    def __await__(self) -> Generator[Any, Any, _T]:
+        task = asyncio.current_task()
+        assert task is not None
+        send: Callable[[Any], Any] = self._coroutine.send
+        arrived: Any = None
+        for step in itertools.count():
+            if step == self._step:
+                task.cancel()
+            try:
+                waited = send(arrived)
+            except StopIteration as stop:
+                self.done = step < self._step
+                return stop.value  # type: ignore[no-any-return]  # what the coroutine returns
+            try:
+                arrived, send = (yield waited), self._coroutine.send
+            except BaseException as error:  # noqa: BLE001 - handed on
+                arrived, send = error, self._coroutine.throw
+        raise AssertionError("not reached")
+
+
+async def cancelled_at_every_step(work: Callable[[], Coroutine[Any, Any, object]]) -> AsyncIterator[int]:
+    """Run something again and again, cancelled one step later each time, until it comes to its end; gives each step."""
+    for step in itertools.count():
+        attempt = CancelledAt(work(), step)
+
+        async def run(attempt: CancelledAt[object] = attempt) -> None:
+            await attempt
+
+        task = asyncio.create_task(run())
+        await asyncio.wait([task])
+        yield step
+        if attempt.done:
+            task.result()
+            return
+        assert task.cancelled()
 
 
 class Lender:
