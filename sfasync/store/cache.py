@@ -146,6 +146,15 @@ class IndexCache:
         )
         return _checked_id(rows[0][0]) if rows else None
 
+    def sizes(self, pack: bytes) -> set[int]:
+        """The bytes that a pack has, as each index object with it says."""
+        return {row[0] for row in self._rows("SELECT size FROM packs WHERE id = ?", (pack,))}
+
+    def set_unusable(self, pack: bytes) -> None:
+        """Let deduplication not rely on a pack, until `set_usable` says otherwise."""
+        with self._transaction() as connection:
+            connection.execute("UPDATE packs SET usable = 0 WHERE id = ?", (pack,))
+
     def locations(self, kind: BlobKind, name: bytes, raw: int) -> list[Location]:
         """Everywhere the blob is said to be, the usable packs first."""
         rows = self._rows(

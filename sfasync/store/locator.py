@@ -13,7 +13,7 @@ from ..errors import IntegrityError, RepositoryVersionError, StorageError
 from ..interfaces import ObjectStore
 from .cache import IndexCache, Location, cache_path
 from .index import MAX_INDEX, IndexReader
-from .names import INDEX, PACKS, TOMBSTONES, index_key, parse_index, parse_pack, parse_tombstone
+from .names import INDEX, PACKS, TOMBSTONES, index_key, pack_key, parse_index, parse_pack, parse_tombstone
 from .objects import ObjectKind, decode
 from .seal import BlobKind
 
@@ -40,6 +40,7 @@ class Locator:
         self._private = private
         self._rebuilt = private
         self._path: Path | None = None
+        self._whole: set[bytes] = set()  # packs that have their size, since `set_usable`
         self._cache: IndexCache | None = None
 
     @property
@@ -72,10 +73,22 @@ class Locator:
         """Let deduplication rely on packs that are there and are not about to go, and on no others."""
         usable = usable_packs(self._store)
         self._use(lambda cache: cache.set_usable(usable))
+        self._whole.clear()
 
     def usable(self, kind: BlobKind, name: bytes, raw: int) -> bytes | None:
-        """Id of a pack in which deduplication may rely on the blob, or None."""
-        return self._use(lambda cache: cache.usable(kind, name, raw))
+        """Id of a pack in which deduplication may rely on the blob, or None.
+
+        A pack is looked at when it is first relied on. One that was cut short or emptied, as a file system may do to
+        what it held when it was damaged, is left out: what it should hold is stored again.
+        """
+        while True:
+            pack = self._use(lambda cache: cache.usable(kind, name, raw))
+            if pack is None or pack in self._whole:
+                return pack
+            if self._has_its_size(pack):
+                self._whole.add(pack)
+                return pack
+            self._leave_out(pack)
 
     def locations(self, kind: BlobKind, name: bytes, raw: int) -> list[Location]:
         """Everywhere the blob is said to be."""
@@ -115,6 +128,17 @@ class Locator:
         for index in cache.loaded() & cache.superseded():
             cache.drop(index)
         return damaged
+
+    def _leave_out(self, pack: bytes) -> None:
+        log.warning("pack %s is damaged; what this backup needs of it is stored again", pack.hex())
+        self._use(lambda cache: cache.set_unusable(pack))
+
+    def _has_its_size(self, pack: bytes) -> bool:
+        try:
+            size = self._store.size(pack_key(pack))
+        except (IntegrityError, StorageError):
+            return False
+        return size in self._use(lambda cache: cache.sizes(pack))
 
     def _read(self, index: bytes) -> IndexReader:
         key = index_key(index)

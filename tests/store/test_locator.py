@@ -29,7 +29,7 @@ def put_index(store: MemoryStore, packs: list[Pack], supersedes: list[bytes] | N
     key = index_key(index)
     store.put(key, encode(ObjectKind.INDEX, key, REPOSITORY, encode_index(packs, supersedes or [])))
     for pack in packs:
-        store.objects.setdefault(pack_key(pack.id), b"pack")
+        store.objects.setdefault(pack_key(pack.id), bytes(pack.size))
     return index
 
 
@@ -114,6 +114,25 @@ def test_only_packs_that_stay_are_relied_on(store: MemoryStore, locator: Locator
     assert locator.usable(BlobKind.CHUNK, name(2), 100) is None
     assert locator.usable(BlobKind.CHUNK, name(3), 100) is None
     assert known(locator, 3)
+
+
+def test_a_pack_that_was_cut_short_is_not_relied_on(
+    store: MemoryStore, locator: Locator, caplog: pytest.LogCaptureFixture
+) -> None:
+    short, lost, whole = packs = [pack_of(number, [name(number), name(9)]) for number in (1, 2, 3)]
+    put_index(store, packs)
+    locator.sync()
+    locator.set_usable()
+    store.objects[pack_key(short.id)] = bytes(short.size - 1)
+    store.delete(pack_key(lost.id))
+    assert locator.usable(BlobKind.CHUNK, name(1), 100) is None
+    assert locator.usable(BlobKind.CHUNK, name(2), 100) is None
+    assert locator.usable(BlobKind.CHUNK, name(9), 100) == whole.id
+    assert [record.message.split()[1] for record in caplog.records] == [short.id.hex(), lost.id.hex()]
+
+    store.objects[pack_key(short.id)] = bytes(short.size)
+    locator.set_usable()
+    assert locator.usable(BlobKind.CHUNK, name(1), 100) == short.id
 
 
 def truncate(path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from sfasync.errors import BackupNotFoundError, IntegrityError
 from sfasync.models import Manifest, Problem, VerifyResult
-from sfasync.store.names import INDEX, backup_key, pack_key, vm_name
+from sfasync.store.names import INDEX, backup_key, pack_key, session_key, vm_name
 from sfasync.store.packs import PackReader
 from sfasync.store.repository import Repository
 from sfasync.store.scrub import Scrubber
@@ -160,6 +160,28 @@ async def test_packs_of_another_size_are_found(case: Case, damage: Callable[[Pat
         assert case.all_ids() - named == await case.restorable()
         path.write_bytes(content)
     assert (await case.verify()).ok
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, extend, Path.unlink])
+async def test_the_next_backup_stores_again_what_was_in_packs_of_another_size(
+    case: Case, damage: Callable[[Path], None]
+) -> None:
+    content = await read_disk(case.repository, case.first, "vda")
+    for path in targets(case.place, "packs"):
+        damage(path)
+    healed = await back_up(case.repository, "web-01", {"vda": content})
+    assert await read_disk(case.repository, healed, "vda") == content
+
+
+async def test_what_is_no_file_is_told_and_the_rest_checked(case: Case, tmp_path: Path) -> None:
+    index = targets(case.place, "index")[0]
+    session = case.place / session_key(vm_name(bytes.fromhex(case.repository.id), "web-01"), 9)
+    session.parent.mkdir(exist_ok=True)
+    for path in (index, session):
+        path.unlink(missing_ok=True)
+        path.symlink_to(tmp_path)
+    told = {problem.object for problem in (await case.verify()).problems}
+    assert {str(path.relative_to(case.place)) for path in (index, session)} <= told
 
 
 async def test_swapped_packs_are_found(case: Case) -> None:
