@@ -19,7 +19,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ..errors import NoSpaceError, SfasyncError, SourceError, TargetError, TargetRefusedError, UsageError, printable
+from ..errors import (
+    NoSpaceError,
+    SfasyncError,
+    SourceError,
+    StorageError,
+    TargetError,
+    TargetRefusedError,
+    UsageError,
+    printable,
+)
 from ..files import PAGE, data_ranges, is_full, punch_hole, read_at, reopen_direct, sync_directory, write_at
 from ..interfaces import Buffer
 from ..models import Extent
@@ -257,8 +266,9 @@ class FileSink(_File):
             os.fsync(self._fds[0])
             sync_directory(self._path.parent)
         except OSError as error:
-            self._lost = f"cannot make {_name(self._path)} durable: {error.strerror}"
-            raise (NoSpaceError if is_full(error) else TargetError)(self._lost, path=str(self._path)) from error
+            failure = _target_error(error, f"make {_name(self._path)} durable", self._path)
+            self._lost = str(failure)
+            raise failure from error
 
 
 class NullSink:
@@ -322,22 +332,19 @@ def _open_target(path: Path, size: int, overwrite: bool) -> tuple[tuple[int, ...
         try:
             _resize(fd, path, size)
         except OSError as error:
-            raise (NoSpaceError if is_full(error) else TargetError)(
-                f"cannot make {_name(path)} {size} bytes long: {error.strerror}", path=str(path)
-            ) from error
+            raise _target_error(error, f"make {_name(path)} {size} bytes long", path) from error
     direct = reopen_direct(fd)
     return ((fd,) if direct is None else (fd, direct)), size
 
 
 def _create_target(path: Path, overwrite: bool) -> int:
     """A descriptor of a new file or, with `overwrite`, of one that exists; its content is untouched."""
-    create = os.O_CREAT | os.O_EXCL
     try:
         if overwrite:
             with suppress(FileNotFoundError):
                 # O_EXCL: a block device that is mounted, or in use by the kernel otherwise, is refused (open(2)).
                 return os.open(path, os.O_RDWR | os.O_EXCL | _FLAGS)
-        return os.open(path, os.O_RDWR | create | _FLAGS, 0o600)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
     except OSError as error:
         refused = {
             errno.EEXIST: "exists",
@@ -347,9 +354,7 @@ def _create_target(path: Path, overwrite: bool) -> int:
         }
         if error.errno in refused:
             raise TargetRefusedError(f"{_name(path)} {refused[error.errno]}", path=str(path)) from error
-        raise (NoSpaceError if is_full(error) else TargetError)(
-            f"cannot open {_name(path)} to write it: {error.strerror}", path=str(path)
-        ) from error
+        raise _target_error(error, f"open {_name(path)} to write it", path) from error
 
 
 def _lock(fd: int, path: Path) -> None:
@@ -392,6 +397,12 @@ def _closed_on_error(fd: int) -> Iterator[None]:
     except BaseException:
         os.close(fd)
         raise
+
+
+def _target_error(error: OSError, doing: str, path: Path) -> StorageError:
+    """The error for a target of which something failed: ``cannot <doing>: <reason>``."""
+    kind = NoSpaceError if is_full(error) else TargetError
+    return kind(f"cannot {doing}: {error.strerror}", path=str(path))
 
 
 def _name(path: Path) -> str:
