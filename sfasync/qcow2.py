@@ -6,7 +6,7 @@ import asyncio
 import os
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from .errors import ConnectError, TargetError, UsageError, printable
@@ -106,7 +106,8 @@ async def _ended(server: asyncio.subprocess.Process, path: Path) -> None:
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
-    process.kill()
+    with suppress(ProcessLookupError):  # it ended just now
+        process.kill()
     await process.wait()
 
 

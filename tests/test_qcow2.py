@@ -1,0 +1,88 @@
+"""qcow2 images written through a private qemu-nbd, which never outlives its job."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+
+from sfasync import qcow2
+from sfasync.errors import TargetError, UsageError
+from sfasync.models import Timeouts
+from sfasync.qcow2 import new_qcow2
+from sfasync.transport.export import Export
+
+from .support.servers import require
+
+SIZE = 1 << 20
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """An empty file, as a caller makes it."""
+    require("qemu-nbd")
+    path = tmp_path / "disk.qcow2"
+    path.touch(0o600)
+    return path
+
+
+def image(path: Path, size: int = SIZE) -> AbstractAsyncContextManager[Export]:
+    return new_qcow2(path, size=size, connections=2, requests=4, timeouts=Timeouts())
+
+
+def servers_of(path: Path) -> list[str]:
+    """The processes that have the file on their command line."""
+    found = subprocess.run(["pgrep", "--full", str(path)], capture_output=True, text=True, check=False)
+    return found.stdout.split()
+
+
+async def test_an_image_is_complete_after_the_block(path: Path) -> None:
+    async with image(path) as export:
+        assert export.size == SIZE
+        await export.write(0, b"x" * 512)
+        assert servers_of(path)
+    assert not servers_of(path)
+    raw = path.with_suffix(".raw")
+    subprocess.run(["qemu-img", "convert", "-O", "raw", path, raw], check=True)
+    assert raw.read_bytes() == b"x" * 512 + bytes(SIZE - 512)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_an_image_that_cannot_be_made(path: Path) -> None:
+    with pytest.raises(TargetError, match=r"qemu-img failed: .*too large"):
+        async with image(path, size=1 << 62):
+            pass
+
+
+async def test_without_qemu_it_is_told_what_is_missing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UsageError, match="qemu-utils"):
+        async with image(path):
+            pass
+
+
+async def test_a_process_that_has_just_ended_can_be_stopped() -> None:
+    process = await qcow2._start("true")
+    while process.returncode is None:
+        await asyncio.sleep(0.001)
+    await process.communicate()
+    await qcow2._stop(process)
+    assert process.returncode == 0
+
+
+async def test_cancelled_at_any_moment_it_leaves_no_process(path: Path) -> None:
+    async def make() -> None:
+        async with image(path) as export:
+            await export.write(0, b"x" * 512)
+
+    for step in range(20):
+        task = asyncio.create_task(make())
+        await asyncio.sleep(step * 0.01)
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=5)
+        assert done
+        assert task.cancelled() or task.exception() is None
+        assert not servers_of(path)
