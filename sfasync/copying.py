@@ -16,7 +16,7 @@ from .progress import Reporter
 from .resources import Resources
 from .units import KiB, MiB
 
-_REQUEST_SIZE = MiB  # of 256 KiB, 512 KiB and 1 MiB the least CPU for a gigabyte (docs/performance.md)
+_REQUEST_SIZE = MiB  # less CPU for each GiB than 256 or 512 KiB (docs/protocol.md, "Where the bytes go")
 _MAXIMUM = 32 * MiB  # what every server takes, as nbdcopy's limit
 
 

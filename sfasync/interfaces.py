@@ -2,8 +2,8 @@
 
 A `Source` is read, a `Sink` is written. A `Platform` freezes the disks of a VM and hands them out; a `BackupStore`
 keeps backups; an `ObjectStore` keeps the objects of a repository. Implementations live in `transport/`, `platform/` and
-`store/`, which never import each other: the engine joins them through these shapes. Each shape has a contract suite in
-`tests/contracts`.
+`store/`, which never import each other: the engine joins them through these shapes. Sources, sinks, platforms and
+object stores have contract suites in `tests/contracts`, for those who write another.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Progress:
     """How far a job is.
 
     Attributes:
-        state: `starting`, `running`, `committing`, `verifying`, and at the end `done`, `failed` or `cancelled`.
+        state: `starting`, `running`, `committing`, and at the end `done`, `failed` or `cancelled`.
         disks: The disks begun so far.
         seconds: Wall seconds since the job began.
     """

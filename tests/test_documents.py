@@ -86,6 +86,12 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_pages_named_in_code_are_there() -> None:
+    for module in ROOT.glob("sfasync/**/*.py"):
+        for page in re.findall(r"docs/[\w/]+\.md", module.read_text(encoding="utf-8")):
+            assert (ROOT / page).exists(), f"{module.name} names {page}"
+
+
 def test_generated_pages_are_up_to_date() -> None:
     for script in ROOT.glob("scripts/docs-*"):
         ended = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, timeout=60)
