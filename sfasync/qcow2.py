@@ -79,6 +79,7 @@ async def _start(program: str, *arguments: str) -> asyncio.subprocess.Process:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             env={**os.environ, "LC_ALL": "C"},
+            start_new_session=True,  # a Ctrl-C is for us: it must not take the target from under a restore
         )
     except FileNotFoundError:
         raise UsageError(f"{program} is needed for qcow2 and not installed (package qemu-utils)") from None
