@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -98,7 +98,8 @@ class Backup:
         try:
             return await self._in_session(session, request, platform, reporter, began)
         except BaseException:
-            await finish(session.abort(), _ABORT_SECONDS)
+            with suppress(TimeoutError):  # a slow disk; what failed before is the news
+                await finish(session.abort(), _ABORT_SECONDS)
             raise
 
     async def _in_session(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from sfasync import CbtError, Engine, LeaseLostError, Repository, UsageError
+from sfasync import CbtError, Engine, LeaseLostError, Repository, SourceError, UsageError, backup
+from sfasync.store.names import Numbered
+from sfasync.store.records import Records
 from sfasync.units import KiB, MiB
 
 from .support.memory import MemoryDisk
@@ -32,9 +35,9 @@ def content(size: int = SIZE) -> bytes:
     return bytes(range(256)) * (10 * MiB // 256) + bytes(size - 10 * MiB)
 
 
-async def restored(engine: Engine, backup: str, disk: str, size: int) -> bytes:
+async def restored(engine: Engine, backup_id: str, disk: str, size: int) -> bytes:
     target = MemoryDisk(b"\xff" * size)
-    await engine.restore_vm(backup, to_disks={disk: target})
+    await engine.restore_vm(backup_id, to_disks={disk: target})
     return bytes(target.content)
 
 
@@ -137,6 +140,23 @@ async def test_a_failed_backup_does_not_advance_the_chain(engine: Engine) -> Non
     assert second.parent == first.id
     assert second.disks[0].mode == "incremental"
     assert await restored(engine, second.id, "vda", SIZE) == bytes(disk.content)
+
+
+async def test_a_slow_end_does_not_hide_what_failed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_void = Records.put_void
+
+    def slowly(records: Records, place: Numbered, reason: str) -> None:
+        time.sleep(0.2)
+        put_void(records, place, reason)
+
+    monkeypatch.setattr(Records, "put_void", slowly)
+    monkeypatch.setattr(backup, "_ABORT_SECONDS", 0.01)
+    disk = MemoryDisk(content())
+    disk.bad.add(5 * MiB)
+    with pytest.raises(SourceError, match="cannot read"):
+        await engine.backup_vm("web-01", {"vda": disk})
+    disk.bad.clear()
+    await engine.backup_vm("web-01", {"vda": disk})
 
 
 async def test_a_new_disk_is_full_beside_incremental_ones(engine: Engine) -> None:
