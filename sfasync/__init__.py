@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .errors import (
         ArgumentError,
         BackupNotFoundError,
+        BadBlockError,
         BusyError,
         CbtError,
         ConnectError,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         TlsError,
         UriError,
         UsageError,
+        WritesLostError,
     )
     from .interfaces import (
         BackupSession,
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
         Problem,
         RestoredDisk,
         RestoreResult,
+        Retry,
         Timeouts,
         TlsPolicy,
         VerifyResult,
@@ -100,6 +103,7 @@ __all__ = [
     "BackupResult",
     "BackupSession",
     "BackupStore",
+    "BadBlockError",
     "BusyError",
     "CbtError",
     "Checkpoint",
@@ -146,6 +150,7 @@ __all__ = [
     "RestoreResult",
     "RestoreView",
     "RestoredDisk",
+    "Retry",
     "SfasyncError",
     "Sink",
     "SnapshotDisk",
@@ -163,6 +168,7 @@ __all__ = [
     "UriError",
     "UsageError",
     "VerifyResult",
+    "WritesLostError",
     "__version__",
     "connect",
     "format_uri",
@@ -198,6 +204,7 @@ _MODULES = {
         "Problem",
         "RestoreResult",
         "RestoredDisk",
+        "Retry",
         "Timeouts",
         "TlsPolicy",
         "VerifyResult",
@@ -223,6 +230,7 @@ _MODULES = {
     # errors
     "errors": (
         "ArgumentError",
+        "BadBlockError",
         "BackupNotFoundError",
         "BusyError",
         "CbtError",
@@ -249,6 +257,7 @@ _MODULES = {
         "TlsError",
         "UriError",
         "UsageError",
+        "WritesLostError",
     ),
 }
 _ALIASES = {"open_export": "connect"}

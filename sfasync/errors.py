@@ -20,11 +20,13 @@
     │       ├── RemoteProtocolError     protocol         20   the server broke the protocol: connection dead
     │       ├── ConnectionLostError     connection-lost  20   connection dead
     │       ├── DeadlineError           deadline         20   no progress in time: connection dead
-    │       └── RequestError            request          20   the server refused one request: connection lives
+    │       ├── RequestError            request          20   the server refused one request: connection lives
+    │       └── BadBlockError           bad-block        20   a range that cannot be read, however often it is asked
     ├── StorageError                    storage          21   repository or target I/O
     │   ├── NoSpaceError                no-space         21
     │   ├── ObjectExistsError           object-exists    21   a create-only name is taken
     │   └── TargetError                 target           21   writing the target disk failed
+    │       └── WritesLostError         writes-lost      21   acknowledged, and gone with the connection
     ├── IntegrityError                  integrity        22   stored bytes are not what was stored
     │   └── ObjectMissingError          object-missing   22
     ├── CbtError                        cbt              23   changed blocks unusable and a full backup not allowed
@@ -34,11 +36,13 @@ A class says who is at fault and what survives. Facts travel as attributes and s
 line, and text that came from a peer is escaped and cut by `printable`.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 __all__ = [
     "ArgumentError",
     "BackupNotFoundError",
+    "BadBlockError",
     "BusyError",
     "CbtError",
     "ConnectError",
@@ -64,6 +68,7 @@ __all__ = [
     "TlsError",
     "UriError",
     "UsageError",
+    "WritesLostError",
 ]
 
 _PRINTABLE_LIMIT = 256
@@ -206,7 +211,6 @@ class RemoteProtocolError(NbdError):
     """The server broke the protocol; the connection is dead and nothing it sent later is used."""
 
     code = "protocol"
-    retryable = True
 
 
 class ConnectionLostError(NbdError):
@@ -238,6 +242,12 @@ class RequestError(NbdError):
         self.errno = errno
 
 
+class BadBlockError(NbdError):
+    """A range cannot be read: the server refuses it, or drops the connection over it, each time it is asked."""
+
+    code = "bad-block"
+
+
 class StorageError(SfasyncError):
     """Reading or writing the repository or a local target failed."""
 
@@ -261,6 +271,21 @@ class TargetError(StorageError):
     """Writing the target disk failed."""
 
     code = "target"
+
+
+class WritesLostError(TargetError):
+    """A connection was lost before what it had acknowledged was durable; the server may have forgotten it.
+
+    Attributes:
+        ranges: What has to be written again before a flush can succeed: (start, end) in bytes, in order.
+    """
+
+    code = "writes-lost"
+    retryable = True
+
+    def __init__(self, message: str, *, ranges: Sequence[tuple[int, int]]) -> None:
+        super().__init__(message, offset=ranges[0][0], length=sum(end - start for start, end in ranges))
+        self.ranges = tuple(ranges)
 
 
 class IntegrityError(SfasyncError):

@@ -65,6 +65,42 @@ class Timeouts:
                 raise UsageError(f"timeout {name!r} must be more than 0 seconds")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """How faults of connections and servers are met. Only work that may be repeated is.
+
+    Attributes:
+        attempts: How often one request is sent, as long as the server fails it or the connection is lost over it, 1 to
+            100. With 1, a request is never repeated.
+        outage: Seconds in which a lost connection must be replaced; 0 to let what used it fail.
+        connect: Seconds to go on trying when nobody answers at the first connect; 0 to try once.
+        delay: Longest pause in seconds before the first repetition; it doubles with each.
+        max_delay: Longest pause in seconds.
+        jitter: Share of each pause that is left to chance, 0 to 1.
+    """
+
+    attempts: int = 5
+    outage: float = 60.0
+    connect: float = 0.0
+    delay: float = 0.1
+    max_delay: float = 5.0
+    jitter: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.attempts <= 100:
+            raise UsageError(f"retry 'attempts' must be 1 to 100, not {self.attempts}")
+        for name in ("outage", "connect", "delay", "max_delay"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):  # false for what is not a number, too
+                raise UsageError(f"retry {name!r} must be a number of seconds, 0 or more, not {value}")
+        if not 0 <= self.jitter <= 1:
+            raise UsageError(f"retry 'jitter' must be 0 to 1, not {self.jitter}")
+
+
+NO_RETRY = Retry(attempts=1, outage=0.0)
+"""Nothing is repeated and no connection is replaced."""
+
+
 def _within(name: str, value: int, low: int, high: int | None) -> None:
     if value < low or (high is not None and value > high):
         upper = "" if high is None else f" and at most {high}"

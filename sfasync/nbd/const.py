@@ -146,8 +146,11 @@ ERROR_NAMES: Final = {
     95: "ENOTSUP",
     108: "ESHUTDOWN",
 }
+EIO: Final = 5
+ENOMEM: Final = 12
 EINVAL: Final = 22
 ENOTSUP: Final = 95
+ESHUTDOWN: Final = 108
 
 # "String values" and "Block size constraints"
 MAX_STRING: Final = 4096

@@ -96,9 +96,30 @@ class Command:
         """End with an error of its own that says what `error` says: each waiter gets its own traceback."""
         own = type(error)(str(error), offset=self.offset, length=self.length)
         own.__cause__ = error.__cause__
+        if self.error is not None:
+            self.coverage = None  # the server said that something was wrong, and may have meant any of it
         self.error = own
         self.state = State.FAILED
         self.buffer = None
+
+    def missing(self) -> list[tuple[int, int]]:
+        """Of a read that failed with its connection: the ranges (start, end) within it that have not come.
+
+        All of it, if nothing but the end of the reply has not: an error could still have followed.
+        """
+        gaps = None if self.coverage is None else self.coverage.gaps(0, self.length)
+        return gaps or [(0, self.length)]
+
+    def renew(self, buffer: memoryview | None) -> None:
+        """Make a command that failed one that can be sent again, on whatever connection."""
+        assert self.state is State.FAILED, f"{self!r} cannot be sent again"
+        self.state = State.QUEUED
+        self.buffer = buffer
+        self.cookie = 0
+        self.error = None
+        self.status = None
+        self.coverage = None
+        self.chunks = 0
 
     def __repr__(self) -> str:
         return f"<{const.COMMAND_NAMES[self.kind]} of {self.length} bytes at {self.offset}, {self.state.value}>"
@@ -138,6 +159,7 @@ class Session:
         self._current: Command | None = None
         self._target = self._staging  # where its next bytes go
         self._missing = 0  # bytes of it still to come
+        self._until = 0  # for a read: where it ends within its request
         self._last_chunk = False  # whether the command is complete with it
         self._discarding = False  # whether it goes nowhere
 
@@ -171,8 +193,11 @@ class Session:
     def fail(self, error: SfasyncError) -> list[Command]:
         """End the session: every command in flight fails with an error like `error`.
 
-        Gives all commands that `received` has not given yet, finished ones first.
+        Gives all commands that `received` has not given yet, finished ones first. A read tells what it is `missing`.
         """
+        current = self._current
+        if current is not None and current.coverage is not None:
+            current.coverage.remove(self._until - self._missing, self._until)
         for command in self.in_flight.values():
             if command.state is State.SENT:
                 command.fail(error)
@@ -250,6 +275,7 @@ class Session:
             self._finish(command, self._refusal(command, errno, ""))
         elif command.kind == const.CMD_READ:
             self._cover(command, command.offset, command.length)
+            self._until = command.length
             self._receive(command, command.buffer, command.length, last=True)
         else:
             self._finish(command)
@@ -312,6 +338,7 @@ class Session:
     def _data_chunk(self, command: Command, at: int, length: int, last: bool) -> None:
         (offset,) = wire.OFFSET_DATA.unpack_from(self._staging, at)
         position = self._cover(command, offset, length)
+        self._until = position + length
         buffer = command.buffer
         self._receive(command, None if buffer is None else buffer[position : position + length], length, last)
 

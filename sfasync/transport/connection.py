@@ -45,6 +45,7 @@ class Connection:
 
     Attributes:
         info: What the server said of the export.
+        name: The server and the export, for messages.
         failure: Why the connection is dead; None while it lives.
     """
 
@@ -79,7 +80,7 @@ class Connection:
     def __init__(self, stream: Stream, info: ExportInfo, *, name: str, requests: int, timeouts: Timeouts) -> None:
         self.info = info
         self.failure: SfasyncError | None = None
-        self._name = name
+        self.name = name
         self._requests = requests
         self._timeouts = timeouts
         self._loop = asyncio.get_running_loop()
@@ -103,9 +104,7 @@ class Connection:
 
     def __repr__(self) -> str:
         state = "dead" if self.failure else "closing" if self._closing else "open"
-        return (
-            f"<Connection {self._name}, {state}, {len(self._session.in_flight)} in flight, {len(self._queue)} queued>"
-        )
+        return f"<Connection {self.name}, {state}, {len(self._session.in_flight)} in flight, {len(self._queue)} queued>"
 
     @property
     def alive(self) -> bool:
@@ -115,6 +114,11 @@ class Connection:
     def load(self) -> int:
         """Requests queued and in flight."""
         return len(self._queue) + len(self._session.in_flight)
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits for a request here."""
+        return self.load > self._session.abandoned
 
     # --- requests ---
 
@@ -131,7 +135,7 @@ class Connection:
         if not self.alive:
             failure = self.failure or self._stream.error
             if failure is None:
-                failure = ConnectionLostError(f"{self._name}: the connection is closed")
+                failure = ConnectionLostError(f"{self.name}: the connection is closed")
             raise type(failure)(str(failure), offset=command.offset, length=command.length)
         command.on_done = on_done
         self._queue.append(command)
@@ -159,7 +163,7 @@ class Connection:
         if command.state is State.ABANDONED:
             self._tell(command)
         if self._session.abandoned > _MAX_ABANDONED:
-            self.abort(DeadlineError(f"{self._name}: more than {_MAX_ABANDONED} abandoned requests are unanswered"))
+            self.abort(DeadlineError(f"{self.name}: more than {_MAX_ABANDONED} abandoned requests are unanswered"))
 
     # --- the end ---
 
@@ -182,7 +186,7 @@ class Connection:
     def abort(self, error: SfasyncError | None = None) -> None:
         """End the connection now, without a word; its commands fail, with `error` if that is given. Idempotent."""
         if not self._closed.done():
-            self._stream.abort(error or ConnectionLostError(f"{self._name}: the connection was aborted"))
+            self._stream.abort(error or ConnectionLostError(f"{self.name}: the connection was aborted"))
 
     # --- for the stream ---
 
@@ -216,7 +220,7 @@ class Connection:
         if self._closed.done():
             return
         self.failure = error or ConnectionLostError(
-            f"{self._name}: the connection was closed" + ("" if self._closing else " by the server")
+            f"{self.name}: the connection was closed" + ("" if self._closing else " by the server")
         )
         if self._watchdog is not None:
             self._watchdog.cancel()
@@ -273,11 +277,11 @@ class Connection:
         try:
             on_done(command)
         except Exception:
-            _logger.exception("%s: a callback failed", self._name)
+            _logger.exception("%s: a callback failed", self.name)
 
     def _leave_late(self) -> None:
         self._leave_timer = None
-        self.abort(DeadlineError(f"{self._name}: the data of a cancelled write did not leave within {_LEAVE:g} s"))
+        self.abort(DeadlineError(f"{self.name}: the data of a cancelled write did not leave within {_LEAVE:g} s"))
 
     # --- deadlines ---
 
@@ -301,7 +305,7 @@ class Connection:
             idle = 0.0  # a server that writes gigabytes to a disk for a flush has nothing to say meanwhile
         late = self._late(idle, now - oldest.sent_at)
         if late is not None:
-            self.abort(DeadlineError(f"{self._name}: {late}; {len(in_flight)} requests were in flight"))
+            self.abort(DeadlineError(f"{self.name}: {late}; {len(in_flight)} requests were in flight"))
         else:
             self._watchdog = self._loop.call_later(self._watch_interval, self._watch)
 

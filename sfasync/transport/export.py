@@ -3,39 +3,39 @@
 A call is cut into commands that the server takes (block sizes, 32 MiB of payload, 1 GiB of block status), and these are
 kept in flight, a window of them at a time, on the connection with the least to do.
 
-The `Export` owns the recipe by which its connections are made.
+What fails is asked again by `Call`; a range that keeps failing is narrowed down here to the blocks at fault.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import ssl
 from collections.abc import AsyncGenerator, Generator, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
 from ..errors import (
     ExportError,
-    NbdError,
     RemoteProtocolError,
     RequestError,
     SfasyncError,
-    TlsError,
     UsageError,
+    WritesLostError,
     printable,
 )
 from ..extents import align_down, align_up
 from ..interfaces import Buffer
-from ..models import ExportAddress, Extent, Limits, Timeouts
+from ..models import NO_RETRY, ExportAddress, Extent, Limits, Retry, Timeouts
 from ..nbd import const, wire
 from ..nbd.handshake import ExportEntry, ExportInfo, Handshake, listing, querying
 from ..nbd.session import Command
 from ..nbd.uri import parse_uri
-from ..tasks import run_all
+from .call import Call, Failure
 from .connection import Connection
+from .connections import LOST, Choose, Connections, Recipe
 from .negotiation import negotiate
+from .survey import Survey
 from .tls import client_context
 
 _logger = logging.getLogger(__name__)
@@ -50,8 +50,8 @@ _ZERO_PIECE: Final = 128 << 20
 _ZERO_WINDOW: Final = 512 << 20
 """Bytes of such requests in flight."""
 
-_EXTRA_CONNECT: Final = 3.0
-"""Seconds for each connection beyond the first: a server at its limit lets it wait for ever, and we can do without."""
+_SECTOR: Final = 512
+"""Bytes to which a range that cannot be read is narrowed down, where the server takes such blocks."""
 
 
 async def open_export(
@@ -62,6 +62,7 @@ async def open_export(
     timeouts: Timeouts | None = None,
     contexts: Sequence[str] = (const.BASE_ALLOCATION,),
     multi_conn: bool | None = None,
+    retry: Retry | None = None,
 ) -> Export:
     """Open an export; close it with `aclose`, or use it as an asynchronous context manager.
 
@@ -73,6 +74,8 @@ async def open_export(
         timeouts: Budgets in seconds.
         contexts: Metadata contexts for `extents` and `block_status`; what the server does not have is left out.
         multi_conn: Whether to use several connections; None to believe the server.
+        retry: How faults are met; None to repeat nothing. Several connections against the server's word are never
+            replaced.
 
     Raises:
         UsageError: The URI, or a file it names, cannot be used.
@@ -83,11 +86,13 @@ async def open_export(
     if isinstance(address, str):
         address = parse_uri(address)
     limits = Limits(connections=connections or 1, requests=requests)
-    recipe = _Recipe(address, requests=limits.requests, timeouts=timeouts or Timeouts(), contexts=contexts)
-    first = await recipe.connect()
-    export = Export(recipe, first)
-    several = bool(first.info.flags & const.FLAG_CAN_MULTI_CONN) if multi_conn is None else multi_conn
-    if several and limits.connections > 1:
+    recipe = Recipe(address, requests=limits.requests, timeouts=timeouts or Timeouts(), contexts=contexts)
+    retry = retry or NO_RETRY
+    first = await recipe.first(retry)
+    shared = bool(first.info.flags & const.FLAG_CAN_MULTI_CONN)
+    several = limits.connections > 1 and (shared if multi_conn is None else multi_conn)
+    export = Export(recipe, first, retry if shared or not several else replace(retry, outage=0.0))
+    if several:
         try:
             await export.add_connections(limits.connections - 1)
         except BaseException:
@@ -136,26 +141,6 @@ async def _ask(address: ExportAddress, handshake: Handshake[_T], timeouts: Timeo
     return answer
 
 
-class _Recipe:
-    """How the connections of an export are made."""
-
-    def __init__(self, address: ExportAddress, *, requests: int, timeouts: Timeouts, contexts: Sequence[str]) -> None:
-        self.address = address
-        self.requests = requests
-        self.timeouts = timeouts
-        self._contexts = tuple(contexts)
-        self._context: ssl.SSLContext | None = None if address.tls is None else client_context(address.tls)
-
-    async def connect(self) -> Connection:
-        return await Connection.open(
-            self.address,
-            context=self._context,
-            contexts=self._contexts,
-            requests=self.requests,
-            timeouts=self.timeouts,
-        )
-
-
 class Export:
     """An open export: a `Source` and a `Sink`. Belongs to one event loop; made by `open_export`.
 
@@ -163,13 +148,19 @@ class Export:
     Cancelling a write, or anything else that changes the disk, leaves open whether that happened; if data was on the
     way out, the call waits up to a second for it to leave.
 
-    When a connection is lost, the calls that used it fail with a `ConnectionLostError`.
+    A lost connection is replaced, and what it had not answered is asked again, as far as `Retry` allows; otherwise the
+    calls that used it fail with a `ConnectionLostError`. A write that was sent twice may reach the disk late, from the
+    lost connection: with retries, bytes just written should not be written over before the next flush.
     """
 
-    def __init__(self, recipe: _Recipe, first: Connection) -> None:
+    def __init__(self, recipe: Recipe, first: Connection, retry: Retry) -> None:
         self.info = first.info
         self._recipe = recipe
-        self._connections = [first]
+        self._retry = retry
+        self._connections = Connections(recipe, first, retry)
+        self._durability = self._connections.durability
+        self._flushing = asyncio.Lock()
+        self._flush_error: RequestError | None = None
         self._peer = printable(recipe.address.peer)
         self._warned = False
         sizes = first.info.block_sizes
@@ -218,7 +209,12 @@ class Export:
     @property
     def connections(self) -> int:
         """How many connections are open."""
-        return sum(connection.alive for connection in self._connections)
+        return self._connections.count
+
+    @property
+    def retries(self) -> int:
+        """Requests that were sent again, so far."""
+        return self._connections.retries
 
     @property
     def read_only(self) -> bool:
@@ -264,15 +260,52 @@ class Export:
 
         Raises:
             UsageError: The range is not inside the export or not on block boundaries, or the buffer is read-only.
-            RequestError: The server could not read.
+            RequestError: The server could not read, and requests are not repeated.
+            BadBlockError: The server could not read, however often it was asked; with offset and length of the first
+                block that it fails on.
             NbdError, TlsError: The connection is lost.
         """
         view = memoryview(buffer).cast("B")
         try:
-            if view.readonly:
-                raise UsageError("a read needs a buffer that can be written to")
-            self._check("read", offset, len(view))
-            await self._run(self._pieces(const.CMD_READ, offset, view))
+            self._check_readable(offset, view)
+            for _ in range(self._retry.attempts):
+                failure = await self._try_to_read(offset, view)
+                if failure is None:
+                    return
+                first = failure.offset - offset
+                with view[first : first + failure.length] as part:
+                    await self._survey().read(failure.offset, part, failure, most=0)
+            assert failure is not None, "there is at least one attempt"
+            raise failure.error  # nothing is bad when one looks closely, and yet it fails every time
+        finally:
+            view.release()
+
+    async def read_around(self, offset: int, buffer: memoryview, *, most: int) -> list[Extent]:
+        """As `read_into`, but bytes that cannot be read become zeros.
+
+        Args:
+            offset: First byte.
+            buffer: Filled.
+            most: Bytes that may be lost so.
+
+        Returns:
+            The blocks that cannot be read, in order.
+
+        Raises:
+            BadBlockError: More than `most` bytes cannot be read.
+            UsageError, NbdError, TlsError: As `read_into`.
+        """
+        view = memoryview(buffer).cast("B")
+        try:
+            self._check_readable(offset, view)
+            bad: list[Extent] = []
+            for start in range(0, len(view), self._payload):
+                with view[start : start + self._payload] as piece:
+                    failure = await self._try_to_read(offset + start, piece)
+                    if failure is not None:
+                        lost = sum(block.length for block in bad)
+                        bad += await self._survey().read(offset + start, piece, failure, most=most - lost)
+            return bad
         finally:
             view.release()
 
@@ -302,12 +335,12 @@ class Export:
             UsageError: The range is not inside the export or not on block boundaries.
             ExportError: The export is read-only, or cannot make anything durable as asked.
             RequestError: The server could not write.
-            NbdError, TlsError: The connection is lost; what was written is not known.
+            NbdError, TlsError: The connection is lost for good; what was written is not known.
         """
         view = memoryview(data).cast("B")
         try:
             self._check_writable("write", offset, len(view))
-            await self._run(self._pieces(const.CMD_WRITE, offset, view, self._fua(fua)))
+            await self._write(self._pieces(const.CMD_WRITE, offset, view, self._fua(fua)))
         finally:
             view.release()
         await self._settle(fua)
@@ -329,9 +362,9 @@ class Export:
         if self.can_zero:
             flags |= 0 if punch else const.CMD_FLAG_NO_HOLE
             commands = self._ranges(const.CMD_WRITE_ZEROES, offset, length, self._effect, flags)
-            await self._run(commands, _ZERO_WINDOW // self._effect)
+            await self._write(commands, _ZERO_WINDOW // self._effect)
         else:
-            await self._run(self._written_zeros(offset, length, flags))
+            await self._write(self._written_zeros(offset, length, flags))
         await self._settle(fua)
 
     async def trim(self, offset: int, length: int, *, fua: bool = False) -> bool:
@@ -344,7 +377,7 @@ class Export:
         if not self.can_trim:
             return False
         commands = self._ranges(const.CMD_TRIM, offset, length, self._effect, self._fua(fua))
-        await self._run(commands, _ZERO_WINDOW // self._effect)
+        await self._write(commands, _ZERO_WINDOW // self._effect)
         await self._settle(fua)
         return True
 
@@ -352,19 +385,57 @@ class Export:
         """Make every finished write durable; False if the server does not offer that.
 
         Raises:
-            RequestError: The server could not; what is durable is not known.
+            WritesLostError: A connection was lost with writes that were not durable yet: they have to be written again.
+            RequestError: The server could not. What is durable is not known, and a second attempt might succeed over
+                what the server has dropped: no flush of this export succeeds any more.
             NbdError, TlsError: The connection is lost.
         """
-        if not self.can_flush:
-            return False
-        if self.can_multi_conn or len(self._connections) == 1:
-            # One flush covers the writes of all connections (proto.md, "Transmission flags").
-            await self._run(self._one(Command(const.CMD_FLUSH)))
-        else:
-            # Several are used against the server's word: each needs its own, a dead one's writes are lost to us.
-            for connection in self._connections:
-                await _Call([connection], self._one(Command(const.CMD_FLUSH)), 1).run()
-        return True
+        async with self._flushing:
+            self._refuse_lost()
+            if self._flush_error is not None:
+                raise RequestError(f"an earlier flush failed: {self._flush_error}", errno=self._flush_error.errno)
+            if not self.can_flush:
+                return False
+            if not self.can_multi_conn and len(self._connections.each()) > 1:
+                # Several are used against the server's word: each needs its own, a dead one's writes are lost to us.
+                for connection in self._connections.each():
+                    await self._flush(self._connections.only(connection))
+            elif not self._durability.waiting():
+                await self._flush(self._connections.lend)
+            else:
+                await self._flush_groups()
+            return True
+
+    async def _flush_groups(self) -> None:
+        """One flush in each group covers the writes of all its connections (proto.md, "Transmission flags")."""
+        while groups := self._durability.waiting():
+            self._refuse_lost()
+            group, connection = groups[0], groups[0].eldest
+            assert connection is not None, "its writes are lost"
+            try:
+                with group.flushing():
+                    await self._flush(self._connections.only(connection))
+            except LOST:
+                if connection.alive:
+                    raise
+
+    async def _flush(self, choose: Choose) -> None:
+        call = Call(self._connections, self._one(Command(const.CMD_FLUSH)), 1, self._retry, choose=choose)
+        try:
+            await call.run()
+        except RequestError as error:
+            self._flush_error = error
+            raise
+
+    def _refuse_lost(self) -> None:
+        lost = self._durability.lost()
+        if lost:
+            count = sum(end - start for start, end in lost)
+            raise WritesLostError(
+                f"{self._peer}: the connection was lost before {count} bytes that the server had acknowledged were "
+                "durable, and it may have forgotten them; write them again",
+                ranges=lost,
+            )
 
     def _fua(self, wanted: bool) -> int:
         if wanted and not self.can_fua and not self.can_flush:
@@ -436,12 +507,11 @@ class Export:
 
     async def aclose(self) -> None:
         """Close all connections; calls under way fail. Takes at most the time for closing. Idempotent."""
-        await asyncio.gather(*(connection.aclose() for connection in self._connections))
+        await self._connections.aclose()
 
     def abort(self, error: SfasyncError | None = None) -> None:
         """End all connections without a word; calls under way fail, with `error` if that is given."""
-        for connection in self._connections:
-            connection.abort(error)
+        self._connections.abort(error)
 
     async def __aenter__(self) -> Self:
         return self
@@ -459,19 +529,7 @@ class Export:
         Raises:
             ExportError: The server describes the export differently on one of them.
         """
-        await run_all(self._add_connection() for _ in range(count))
-
-    async def _add_connection(self) -> None:
-        try:
-            async with asyncio.timeout(_EXTRA_CONNECT):
-                connection = await self._recipe.connect()
-        except (NbdError, TlsError, TimeoutError) as error:
-            _logger.info("%s: one connection less: %s", self._peer, error)
-            return
-        self._connections.append(connection)
-        mine, theirs = self.info, connection.info
-        if (mine.size, mine.flags, mine.block_sizes) != (theirs.size, theirs.flags, theirs.block_sizes):
-            raise ExportError(f"{self._peer}: size, flags or block sizes differ between two connections")
+        await self._connections.add(count)
 
     # --- commands ---
 
@@ -516,92 +574,47 @@ class Export:
     def _one(self, command: Command) -> Generator[Command, None, None]:
         yield command
 
+    def _call(self, commands: Generator[Command, None, None], window: int | None = None) -> Call:
+        window = window or self._recipe.requests * self._connections.wanted
+        return Call(self._connections, commands, window, self._retry)
+
     async def _run(self, commands: Generator[Command, None, None], window: int | None = None) -> None:
-        window = window or self._recipe.requests * len(self._connections)
-        await _Call(self._connections, commands, window).run()
+        await self._call(commands, window).run()
 
-
-class _Call:
-    """The commands of one call of the export, a window of them in flight at a time.
-
-    The first failure stops the call: nothing new is sent, the others are abandoned. It ends, however it does, when no
-    connection holds memory of it any more.
-    """
-
-    def __init__(
-        self, connections: Sequence[Connection], commands: Generator[Command, None, None], window: int
-    ) -> None:
-        self._connections = connections
-        self._commands = commands
-        self._window = window
-        self._out: dict[Command, Connection] = {}
-        self._stopped = False
-        self._error: SfasyncError | None = None
-        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    async def run(self) -> None:
-        """Raises the first error. Cancelling abandons what is in flight."""
+    async def _write(self, commands: Generator[Command, None, None], window: int | None = None) -> None:
+        """Carry out what changes the disk, and take note of what was acknowledged where."""
+        call = self._call(commands, window)
+        call.on_answer = self._acknowledged if self._retry.outage else None
         try:
-            self._fill()
-            if self._out:
-                await self._ended
-        except asyncio.CancelledError:
-            self._stop()
-            await self._memory_free()
+            await call.run()
+        except RequestError as error:
+            if call.undurable:
+                self._flush_error = error
             raise
-        finally:
-            self._commands.close()  # it holds a view of the caller's memory
-        if self._error is not None:
-            raise self._error
 
-    def _fill(self) -> None:
-        """Send as much as the window allows."""
-        while not self._stopped and len(self._out) < self._window:
-            command = next(self._commands, None)
-            if command is None:
-                self._stopped = True
-                return
-            connection = self._least_loaded()
-            try:
-                connection.submit(command, self._done)
-            except SfasyncError as error:
-                self._fail(error)
-            else:
-                self._out[command] = connection
+    def _acknowledged(self, command: Command, connection: Connection) -> None:
+        durable = bool(command.flags & const.CMD_FLAG_FUA)
+        self._durability.acknowledged(connection, command.offset, command.offset + command.length, durable=durable)
 
-    def _least_loaded(self) -> Connection:
-        """The living connection with the least to do; where none lives, one that says why."""
-        if len(self._connections) == 1:
-            return self._connections[0]
-        alive = [connection for connection in self._connections if connection.alive]
-        return min(alive, key=_load) if alive else self._connections[-1]
+    # --- blocks that cannot be read ---
 
-    def _done(self, command: Command) -> None:
-        """The callback of each command."""
-        del self._out[command]
-        if command.error is not None:
-            self._fail(command.error)
-        self._fill()
-        if not self._out and not self._ended.done():
-            self._ended.set_result(None)
+    def _check_readable(self, offset: int, view: memoryview) -> None:
+        if view.readonly:
+            raise UsageError("a read needs a buffer that can be written to")
+        self._check("read", offset, len(view))
 
-    def _fail(self, error: SfasyncError) -> None:
-        if self._error is None:
-            self._error = error
-            self._stop()
+    async def _try_to_read(self, offset: int, view: memoryview) -> Failure | None:
+        """Read, or tell which part was asked for in vain.
 
-    def _stop(self) -> None:
-        self._stopped = True
-        for command, connection in list(self._out.items()):
-            connection.abandon(command)
+        Raises:
+            SfasyncError: The failure has nothing to do with what was asked for, or requests are not repeated.
+        """
+        call = self._call(self._pieces(const.CMD_READ, offset, view))
+        failure = await call.attempt()
+        if failure is not None and self._retry.attempts == 1:
+            raise failure.error
+        return failure
 
-    async def _memory_free(self) -> None:
-        """Wait, whatever comes, for payloads on their way out: a second at most, then their connection is aborted."""
-        while self._out:
-            self._ended = asyncio.get_running_loop().create_future()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([self._ended])
-
-
-def _load(connection: Connection) -> int:
-    return connection.load
+    def _survey(self) -> Survey:
+        block = max(_SECTOR, self._minimum)
+        return Survey(self._connections, self._retry, peer=self._peer, block=block)

@@ -156,7 +156,7 @@ class Stream(asyncio.BufferedProtocol):
         that has ended: its loss is on the way to the receiver.
         """
         transport = self._transport
-        if self.ended or transport is None:
+        if self.ended or transport is None or transport.is_closing():
             return
         if self._tls is None:
             for part in parts:

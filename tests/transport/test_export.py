@@ -284,7 +284,7 @@ async def test_several_connections_against_the_servers_word(forced: bool) -> Non
 
 
 async def test_a_server_at_its_limit_gives_fewer_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sfasync.transport.export._EXTRA_CONNECT", 0.2)
+    monkeypatch.setattr("sfasync.transport.connections._EXTRA_CONNECT", 0.2)
 
     async def honest(client: Client) -> None:
         await client.open()

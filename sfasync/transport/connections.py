@@ -1,0 +1,328 @@
+"""The connections of one export: who takes the next request, and what becomes of a connection that is lost.
+
+A lost connection is replaced when the next request asks for one, by a task of its own, with pauses that grow, within
+the time that an outage may last. The new one must lead to the same export: size, flags and block sizes are compared,
+and a difference is the end of all connections.
+
+A server may meet a request it cannot serve by dropping the connection (qemu-nbd does on a bad sector), which fails
+whatever else was in flight. A request that was lost again and again is therefore a *suspect*: as long as there is one,
+a single request is in flight at any time, so that a loss can be told from the misfortune of a neighbour.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from ..errors import ConnectError, ConnectionLostError, DeadlineError, ExportError, NbdError, SfasyncError, TlsError
+from ..models import ExportAddress, Retry, Timeouts
+from ..retry import Backoff
+from ..tasks import cancelled, run_all
+from .connection import Connection
+from .durability import Durability
+from .tls import client_context
+
+_logger = logging.getLogger(__name__)
+
+_EXTRA_CONNECT: Final = 3.0
+"""Seconds for each connection beyond the first: a server at its limit lets it wait for ever, and we can do without."""
+
+LOST: Final = (ConnectionLostError, DeadlineError, TlsError)
+"""How a connection may end that is replaced. One whose server broke the protocol is not: it would do so again."""
+
+Waiter = Callable[[], None]
+
+
+class Choose(Protocol):
+    """Gives the connection that takes a command, or None when the caller has to wait."""
+
+    def __call__(self, *, suspect: bool = False) -> Connection | None: ...
+
+
+class Recipe:
+    """How the connections of an export are made."""
+
+    def __init__(self, address: ExportAddress, *, requests: int, timeouts: Timeouts, contexts: Sequence[str]) -> None:
+        self.address = address
+        self.requests = requests
+        self.timeouts = timeouts
+        self._contexts = tuple(contexts)
+        self._context: ssl.SSLContext | None = None if address.tls is None else client_context(address.tls)
+
+    async def connect(self) -> Connection:
+        return await Connection.open(
+            self.address,
+            context=self._context,
+            contexts=self._contexts,
+            requests=self.requests,
+            timeouts=self.timeouts,
+        )
+
+    async def first(self, retry: Retry) -> Connection:
+        """The first connection. That nobody answers is borne for `retry.connect` seconds; nothing else is.
+
+        Raises:
+            NbdError, TlsError: As of `Connection.open`.
+        """
+        backoff = Backoff(retry, retry.connect)
+        while True:
+            try:
+                return await self.connect()
+            except ConnectError as error:
+                delay = backoff.next()
+                if delay is None:
+                    raise
+                _logger.info("%s; again in %.1f s", error, delay)
+            await asyncio.sleep(delay)
+
+
+class Connections:
+    """The connections of an export, oldest first. Belongs to one event loop.
+
+    Args:
+        recipe: Makes them.
+        first: The first one; all others must describe the export as it does.
+        retry: How long an outage is borne.
+
+    Attributes:
+        durability: Told of connections as they are opened.
+        retries: Requests that were sent again.
+        failure: Why no connection will be replaced any more; None while one would be.
+    """
+
+    def __init__(self, recipe: Recipe, first: Connection, retry: Retry) -> None:
+        self.durability = Durability(first)
+        self.retries = 0
+        self.failure: SfasyncError | None = None
+        self._recipe = recipe
+        self._info = first.info
+        self._peer = first.name
+        self._retry = retry
+        self._all = [first]
+        self._wanted = 1
+        self._replacing: asyncio.Task[None] | None = None
+        self._suspects = 0
+        self._waiting: list[Waiter] = []
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return repr(self._all)
+
+    @property
+    def count(self) -> int:
+        """How many are open."""
+        return sum(connection.alive for connection in self._all)
+
+    @property
+    def wanted(self) -> int:
+        """How many there are when all is well."""
+        return self._wanted
+
+    def replaces(self, error: SfasyncError) -> bool:
+        """Whether a connection that ended like this is replaced."""
+        return isinstance(error, LOST) and self._retry.outage > 0 and not self._closed and self.failure is None
+
+    # --- for requests ---
+
+    def lend(self, *, suspect: bool = False) -> Connection | None:
+        """The living connection with the least to do, or None when the caller has to `wait`.
+
+        Where none lives nor will be replaced, a dead one, which says why when it is used.
+
+        Raises:
+            SfasyncError: Connections cannot be replaced any more, for this reason.
+        """
+        alive = self._alive()
+        if not alive:
+            return None if self._replacing is not None else self._all[-1]
+        if self._crowded(suspect):
+            return None
+        return alive[0] if len(alive) == 1 else min(alive, key=_load)
+
+    def only(self, connection: Connection) -> Choose:
+        """Gives this connection and no other, dead or alive."""
+
+        def choose(*, suspect: bool = False) -> Connection | None:
+            return None if self._crowded(suspect) else connection
+
+        return choose
+
+    def _crowded(self, suspect: bool) -> bool:
+        """Whether there is a suspect, and something in flight that would be mistaken for it or suffer with it."""
+        return self._suspects > 0 and (not suspect or any(connection.busy for connection in self._all))
+
+    def each(self) -> list[Connection]:
+        """All connections, dead ones included, oldest first."""
+        return list(self._all)
+
+    def wait(self, waiter: Waiter) -> None:
+        """Call a function, once, when it may be worth to ask again."""
+        self._waiting.append(waiter)
+
+    def forget(self, waiter: Waiter) -> None:
+        """Do not call this function any more."""
+        if waiter in self._waiting:
+            self._waiting.remove(waiter)
+
+    def suspect(self) -> None:
+        """There is one suspect more."""
+        self._suspects += 1
+
+    def cleared(self) -> None:
+        """There is one suspect less, whatever became of it."""
+        self._suspects -= 1
+
+    def finished(self) -> None:
+        """A request is finished, however."""
+        if self._waiting:
+            self._wake()
+
+    # --- opening and closing ---
+
+    async def add(self, count: int) -> None:
+        """Open further connections, as many of `count` as the server lets in within a short time.
+
+        Raises:
+            ExportError: The server describes the export differently on one of them.
+        """
+        await run_all(self._add_one() for _ in range(count))
+        self._wanted = len(self._all)
+
+    async def aclose(self) -> None:
+        """Close all; requests under way fail. Idempotent. Cancelling aborts."""
+        self._closed = True
+        try:
+            interrupted = None if self._replacing is None else await cancelled(self._replacing)
+            await asyncio.gather(*(connection.aclose() for connection in self._all))
+        finally:
+            self._wake()
+        if interrupted is not None:
+            raise interrupted
+
+    def abort(self, error: SfasyncError | None = None) -> None:
+        """End all without a word; requests under way fail, with `error` if that is given."""
+        self._closed = True
+        self.failure = self.failure or error
+        if self._replacing is not None:
+            self._replacing.cancel()
+        for connection in self._all:
+            connection.abort(error)
+
+    async def _add_one(self) -> None:
+        try:
+            async with asyncio.timeout(_EXTRA_CONNECT):
+                connection = await self._recipe.connect()
+        except (NbdError, TlsError, TimeoutError) as error:
+            _logger.info("%s: one connection less: %s", self._peer, error)
+            return
+        self._all.append(connection)
+        self.durability.joined(connection)
+        if not self._same(connection):
+            raise ExportError(f"{self._peer}: size, flags or block sizes differ between two connections")
+
+    def _same(self, connection: Connection) -> bool:
+        mine, theirs = self._info, connection.info
+        return (mine.size, mine.flags, mine.block_sizes, mine.contexts.keys()) == (
+            theirs.size,
+            theirs.flags,
+            theirs.block_sizes,
+            theirs.contexts.keys(),
+        )
+
+    # --- replacing ---
+
+    def _alive(self) -> list[Connection]:
+        """The living connections; where some are missing, a replacement is on its way then.
+
+        Raises:
+            SfasyncError: As of `lend`.
+        """
+        alive = [connection for connection in self._all if connection.alive]
+        if len(alive) < self._wanted and self._retry.outage and not self._closed and self._replacing is None:
+            self._begin_replacing()
+        if self.failure is not None:
+            raise type(self.failure)(str(self.failure)) from self.failure.__cause__
+        return alive
+
+    def _begin_replacing(self) -> None:
+        """Open a connection in place of a lost one, unless it was lost for what another one would suffer too."""
+        reason = next((dead.failure for dead in self._all if dead.failure is not None), None)
+        if reason is not None and not isinstance(reason, LOST):
+            self.failure = reason
+        if self.failure is None:
+            self._replacing = asyncio.get_running_loop().create_task(self._replace(reason))
+
+    async def _replace(self, reason: SfasyncError | None) -> None:
+        """Open one connection in place of a lost one, or find out that it cannot be had."""
+        try:
+            connection = await self._reconnect(reason)
+        except SfasyncError as error:
+            if self.count and not isinstance(error, ExportError):
+                _logger.warning("%s: one connection less: %s", self._peer, error)
+                self._wanted = self.count
+            else:
+                self.failure = error
+        else:
+            self._all = [one for one in self._all if one.alive] + [connection]
+            self.durability.opened(connection)
+            _logger.info("%s: connected again", self._peer)
+        finally:
+            self._replacing = None
+            self._wake()
+
+    async def _reconnect(self, reason: SfasyncError | None) -> Connection:
+        """A new connection to the same export.
+
+        That it is lost again before it has answered anything is not counted here, but by the requests that see it.
+
+        Raises:
+            ExportError: The export is another one now.
+            TlsError: The server is not who it should be.
+            SfasyncError: The outage lasts too long.
+        """
+        last = reason
+        outage = Backoff(self._retry, self._retry.outage)
+        while (delay := outage.next()) is not None:
+            await asyncio.sleep(delay)
+            try:
+                async with asyncio.timeout(_EXTRA_CONNECT if self.count else outage.remaining):
+                    connection = await self._recipe.connect()
+            except TimeoutError:
+                if self.count:
+                    raise DeadlineError(f"{self._peer}: no further connection within {_EXTRA_CONNECT:g} s") from None
+            except TlsError as error:
+                if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+                    raise
+                last = error
+            except NbdError as error:
+                last = error
+            else:
+                if self._same(connection):
+                    return connection
+                connection.abort()
+                raise ExportError(
+                    f"{self._peer}: size, flags or block sizes are not what they were before the connection was lost"
+                )
+        raise self._too_long(reason, last)
+
+    def _too_long(self, reason: SfasyncError | None, last: SfasyncError | None) -> SfasyncError:
+        """The error of an outage that lasts too long; a failure of TLS stays one."""
+        kind = TlsError if isinstance(last, TlsError) else ConnectionLostError
+        error = kind(
+            f"{self._peer}: the connection was lost ({reason or 'no reason known'}) and could not be replaced "
+            f"within {self._retry.outage:g} s: {last or 'no answer'}"
+        )
+        error.__cause__ = last
+        return error
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            waiter()
+
+
+def _load(connection: Connection) -> int:
+    return connection.load
