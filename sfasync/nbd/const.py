@@ -164,6 +164,8 @@ MAX_OPTION_REPLY: Final = 64 << 10
 """Bytes of one option reply."""
 MAX_EXPORTS: Final = 10_000
 """Exports in one list."""
+MAX_EXPORT_LIST: Final = 4 << 20
+"""Bytes of one list: names and descriptions at their longest would be 80 MiB, and four times that as text."""
 MAX_INFOS: Final = 64
 """Information replies to one option, and metadata contexts."""
 MAX_SIZE: Final = (1 << 63) - 1

@@ -251,6 +251,7 @@ class _Haggling:
             raise ExportError("the server is too old to list its exports")
         self._send(const.OPT_LIST)
         entries: list[ExportEntry] = []
+        size = 0
         while True:
             kind, payload = yield from self._reply()
             if kind == const.REP_ACK:
@@ -258,8 +259,11 @@ class _Haggling:
                 return entries
             if kind != const.REP_SERVER:
                 raise self._refused(kind, payload, "the list of exports")
-            if len(entries) == const.MAX_EXPORTS:
-                raise RemoteProtocolError(f"the list of exports has more than {const.MAX_EXPORTS} entries")
+            size += len(payload)
+            if len(entries) == const.MAX_EXPORTS or size > const.MAX_EXPORT_LIST:
+                raise RemoteProtocolError(
+                    f"the list of exports has more than {const.MAX_EXPORTS} entries or {const.MAX_EXPORT_LIST} bytes"
+                )
             entries.append(ExportEntry(*wire.decode_server(payload)))
 
     # --- steps ---
@@ -323,6 +327,9 @@ class _Haggling:
             context, name = wire.decode_context(payload)
             if name in contexts:
                 raise RemoteProtocolError(f"metadata context '{printable(name)}' is named twice")
+            if option == const.OPT_SET_META_CONTEXT and name.encode() not in queries:
+                # Every block status would carry it as well, so a server could make answers as large as it likes.
+                raise RemoteProtocolError(f"metadata context '{printable(name)}' was not asked for")
             contexts[name] = context
         if option == const.OPT_SET_META_CONTEXT and len(set(contexts.values())) < len(contexts):
             raise RemoteProtocolError("two metadata contexts share one id")

@@ -20,6 +20,7 @@ _T = TypeVar("_T")
 
 SIZE = 1 << 30
 GIVEN_SR = peer.greeting() + peer.reply(peer.STRUCTURED_REPLY, peer.ACK)
+CONTEXTS = ["base:allocation", "qemu:allocation-depth"]
 CLIENT_FLAGS = struct.pack(">I", peer.FIXED | peer.NO_ZEROES)
 
 
@@ -38,7 +39,7 @@ def queries(export: bytes, *names: bytes) -> bytes:
 
 
 def open_(export: str = "disk", *, tls: TlsStyle | None = None) -> Handshake[ExportInfo]:
-    return opening("peer", tls=tls, export=export, contexts=["base:allocation"])
+    return opening("peer", tls=tls, export=export, contexts=CONTEXTS)
 
 
 def drive(handshake: Handshake[_T], stream: bytes, cuts: Iterable[int] = ()) -> bytes:
@@ -90,7 +91,7 @@ def test_any_fragmentation_opens_the_export(cuts: list[int]) -> None:
     assert said == (
         CLIENT_FLAGS
         + option(peer.STRUCTURED_REPLY)
-        + option(peer.SET_META_CONTEXT, queries(b"disk", b"base:allocation"))
+        + option(peer.SET_META_CONTEXT, queries(b"disk", *(name.encode() for name in CONTEXTS)))
         + option(peer.GO, asked(b"disk"))
     )
 
@@ -355,16 +356,14 @@ TO_GO = peer.opened()[: -len(peer.reply(7, 1) + peer.info_export(0))]
         (TO_GO + peer.reply(peer.GO, peer.ERR_UNKNOWN, length=4097), RemoteProtocolError, "4096 is the limit"),
         (TO_GO + peer.info_text(2, b"x") * 65, RemoteProtocolError, "more than 64 information replies"),
         (TO_GO + peer.info_text(2, b"x" * 5000), RemoteProtocolError, "5000 bytes long"),
-        (GIVEN_SR + peer.context(1, b"a:b") * 2, RemoteProtocolError, "named twice"),
+        (GIVEN_SR + peer.context(1, b"base:allocation") * 2, RemoteProtocolError, "named twice"),
+        (GIVEN_SR + peer.context(1, b"a:b"), RemoteProtocolError, "context 'a:b' was not asked for"),
         (
-            GIVEN_SR + peer.context(1, b"a:b") + peer.context(1, b"a:c") + peer.reply(peer.SET_META_CONTEXT, peer.ACK),
+            GIVEN_SR
+            + b"".join(peer.context(1, name.encode()) for name in CONTEXTS)
+            + peer.reply(peer.SET_META_CONTEXT, peer.ACK),
             RemoteProtocolError,
             "share one id",
-        ),
-        (
-            GIVEN_SR + b"".join(peer.context(n, b"a:%d" % n) for n in range(65)),
-            RemoteProtocolError,
-            "more than 64 metadata contexts",
         ),
         (GIVEN_SR + peer.reply(peer.SET_META_CONTEXT, peer.SERVER), RemoteProtocolError, "type 0x2"),
         (peer.greeting() + peer.reply(peer.STRUCTURED_REPLY, peer.INFO), RemoteProtocolError, "type 0x3"),
@@ -378,10 +377,21 @@ def test_refusals_and_lies(stream: bytes, kind: type[SfasyncError], message: str
     assert "\n" not in str(caught.value)
 
 
-def test_endless_lists_end() -> None:
+@pytest.mark.parametrize("entry", [peer.listed(b"x"), peer.listed(b"x" * 4096, b"y" * 4096)])
+def test_endless_lists_end(entry: bytes) -> None:
     handshake = listing("peer", tls=None)
-    with pytest.raises(RemoteProtocolError, match="more than 10000 entries"):
-        drive(handshake, GIVEN_SR + peer.listed(b"x") * 10_001)
+    with pytest.raises(RemoteProtocolError, match="more than 10000 entries or 4194304 bytes"):
+        drive(handshake, GIVEN_SR + entry * 10_001)
+
+
+def test_endless_contexts_end() -> None:
+    names = [f"a:{number}" for number in range(65)]
+    asked_for = opening("peer", tls=None, export="", contexts=names)
+    on_offer = querying("peer", tls=None, export="")
+    for handshake, number in ((asked_for, peer.SET_META_CONTEXT), (on_offer, peer.LIST_META_CONTEXT)):
+        said = b"".join(peer.context(index, name.encode(), number) for index, name in enumerate(names))
+        with pytest.raises(RemoteProtocolError, match="more than 64 metadata contexts"):
+            drive(handshake, GIVEN_SR + said)
 
 
 @pytest.mark.parametrize(

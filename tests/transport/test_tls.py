@@ -149,6 +149,7 @@ def test_the_context_is_strict(certificates: Path) -> None:
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.check_hostname
     assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+    assert context.options & ssl.OP_NO_RENEGOTIATION
 
 
 # --- policies --------------------------------------------------------------------------------------------------------
