@@ -85,10 +85,11 @@ class Locator:
             pack = self._use(lambda cache: cache.usable(kind, name, raw))
             if pack is None or pack in self._whole:
                 return pack
-            if self._has_its_size(pack):
+            trouble = self._trouble(pack)
+            if trouble is None:
                 self._whole.add(pack)
                 return pack
-            self._leave_out(pack)
+            self._leave_out(pack, trouble)
 
     def locations(self, kind: BlobKind, name: bytes, raw: int) -> list[Location]:
         """Everywhere the blob is said to be."""
@@ -129,16 +130,20 @@ class Locator:
             cache.drop(index)
         return damaged
 
-    def _leave_out(self, pack: bytes) -> None:
-        log.warning("pack %s is damaged; what this backup needs of it is stored again", pack.hex())
+    def _leave_out(self, pack: bytes, trouble: str) -> None:
+        log.warning("a pack cannot be relied on, what this backup needs of it is stored again: %s", trouble)
         self._use(lambda cache: cache.set_unusable(pack))
 
-    def _has_its_size(self, pack: bytes) -> bool:
+    def _trouble(self, pack: bytes) -> str | None:
+        """What is wrong with a pack, as far as its size tells; None for nothing."""
+        key = pack_key(pack)
         try:
-            size = self._store.size(pack_key(pack))
-        except (IntegrityError, StorageError):
-            return False
-        return size in self._use(lambda cache: cache.sizes(pack))
+            size = self._store.size(key)
+        except (IntegrityError, StorageError) as error:
+            return str(error)
+        if size not in self._use(lambda cache: cache.sizes(pack)):
+            return f"{key} has {size} bytes, and should not"
+        return None
 
     def _read(self, index: bytes) -> IndexReader:
         key = index_key(index)
