@@ -13,7 +13,7 @@ help:
 	@echo "make test-all    run them on every supported Python that is installed"
 	@echo "make lint        style and types"
 	@echo "make fuzz        property tests with many more examples"
-	@echo "make faults      a backup killed, or failing, at every system call in turn"
+	@echo "make faults      backups killed or failing at every system call, power cuts, full disks, long random runs"
 	@echo "make soak        random cycles of backup, kill and restore; DURATION=600"
 	@echo "make bench       against nbdcopy and restic; ARGS='--size 4G'"
 	@echo "make docs        write the generated pages again"

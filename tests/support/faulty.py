@@ -3,8 +3,10 @@
     python -m tests.support.faulty FUNCTION FAULT N MARK ARGUMENT...
 
 `FUNCTION` is the name of one in `os`, or `flock`; of `open`, only calls that may write are counted. `FAULT` is
-``before`` or ``after`` (the process is killed before or after the call) or the name of an errno (the call fails). The
-file `MARK` is created when the call is reached. strace can do the like, but counts the calls of each thread apart.
+``before`` or ``after`` (the process is killed before or after the call), ``cut-log`` or ``cut-all`` (before it, the
+power of the repository's file system is cut, as of `power.cut`, and the process killed) or the name of an errno (the
+call fails). The file `MARK` is created when the call is reached. strace can do the like, but counts the calls of each
+thread apart.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any, NoReturn
 
+from .power import cut
+
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -34,6 +38,9 @@ def inject(function: str, fault: str, when: int, mark: str) -> None:
         if (function == "open" and not args[1] & _WRITING) or next(calls) != when:
             return original(*args, **options)
         create(mark, os.O_CREAT | os.O_WRONLY, 0o600)
+        if fault.startswith("cut-"):
+            cut(os.environ["SFASYNC_REPOSITORY"], fault.removeprefix("cut-"))
+            _die()
         if fault == "before":
             _die()
         if fault == "after":

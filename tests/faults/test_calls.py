@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from .support.servers import Server, nbdkit
+from ..support.servers import Server, nbdkit
 
 VM = "web-01"
 
