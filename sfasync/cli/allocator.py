@@ -18,5 +18,5 @@ def keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, 64 * MiB)
+        mallopt(_MMAP_THRESHOLD, 32 * MiB)  # the most that mallopt(3) allows; more than any blob
         mallopt(_TRIM_THRESHOLD, 256 * MiB)
