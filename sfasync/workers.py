@@ -37,6 +37,10 @@ class Workers:
         """
         return await settled(self.submit(function, *args))
 
+    async def run_surely(self, function: Callable[..., _T], *args: object) -> _T:
+        """As `run_to_end`, for clean-up: it is run, cancelled or not, as soon as a thread is free."""
+        return await settled(self._executor.submit(function, *args), surely=True)
+
     def submit(self, function: Callable[..., _T], *args: object) -> Future[_T]:
         """Start a function in a thread, from any thread.
 
@@ -53,12 +57,13 @@ class Workers:
         self._executor.shutdown(wait=False)
 
 
-async def settled(future: Future[_T], *, stop: Callable[[], None] | None = None) -> _T:
+async def settled(future: Future[_T], *, stop: Callable[[], None] | None = None, surely: bool = False) -> _T:
     """The result of a function that runs in a thread; never returns or raises while the thread is still in it.
 
     Args:
         future: From `Workers.submit`.
         stop: Called when the caller is cancelled, so that the function can end early.
+        surely: Run the function even if the caller is cancelled before a thread is free for it.
 
     Raises:
         asyncio.CancelledError: The caller was cancelled. Ask the future whether the function ran, and what came of it.
@@ -70,7 +75,8 @@ async def settled(future: Future[_T], *, stop: Callable[[], None] | None = None)
             await asyncio.wait({waiter})
         except asyncio.CancelledError as error:
             cancellation = error
-            future.cancel()
+            if not surely:
+                future.cancel()
             if stop is not None:
                 stop()
     if cancellation is not None:

@@ -100,6 +100,24 @@ async def test_work_that_had_not_begun_is_dropped_when_cancelled() -> None:
     workers.close()
 
 
+async def test_clean_up_is_run_even_if_cancelled_before_a_thread_is_free() -> None:
+    workers, gate = Workers(1), Gate()
+    busy = workers.submit(gate.work)
+    cleaned: list[str] = []
+    task = asyncio.create_task(workers.run_surely(cleaned.append, "up"))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    gate.go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert cleaned == ["up"]
+    await asyncio.wrap_future(busy)
+    workers.close()
+
+
 async def test_a_cancelled_wait_asks_the_work_to_stop() -> None:
     workers, gate = Workers(1), Gate()
     future = workers.submit(gate.work)

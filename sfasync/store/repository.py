@@ -142,7 +142,7 @@ class Repository:
             return
         self._closed = True
         try:
-            await self._workers.run_to_end(self._close)
+            await self._workers.run_surely(self._close)
         finally:
             self._workers.close()
             self._closers.close()

@@ -234,7 +234,7 @@ class Session:
     async def abort(self) -> None:
         """End the session without a backup; does nothing when it has ended. Runs to its end even if cancelled."""
         if self._state not in _ENDED:
-            await self._workers.run_to_end(self.abort_now)
+            await self._workers.run_surely(self.abort_now)
 
     # --- in a thread --------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -277,6 +278,26 @@ async def test_a_closed_repository_is_refused(place: Path) -> None:
             await call()
     with pytest.raises(StateError, match="closed"):
         repository.open_disk(manifest, "vda")
+
+
+@pytest.mark.parametrize("end", ["abort", "aclose"])
+async def test_a_session_ends_although_its_end_is_cancelled_while_all_threads_are_busy(place: Path, end: str) -> None:
+    busy = threading.Event()
+    async with await Repository.init(place) as repository:
+        session = await repository.begin("web-01")
+        waiting = [repository._workers.submit(busy.wait, 10) for _ in range(repository._workers.count)]
+        task = asyncio.create_task(session.abort() if end == "abort" else repository.aclose())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.sleep(0)
+        busy.set()
+        await asyncio.gather(*map(asyncio.wrap_future, waiting))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        if end == "abort":
+            await (await repository.begin("web-01")).abort()
+    async with await Repository.open(place) as again:
+        await (await again.begin("web-01")).abort()
 
 
 async def test_a_cancelled_open_leaves_nothing_open(place: Path) -> None:
