@@ -42,10 +42,12 @@ class Client:
 
     Attributes:
         heard: Everything the client has said so far that the script has read.
+        asked: The option that was read last.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.heard = b""
+        self.asked = 0
         self._reader = reader
         self._writer = writer
 
@@ -69,7 +71,13 @@ class Client:
         """The next option and its data."""
         magic, option, length = struct.unpack(">8sII", await self.hear(16))
         assert magic == b"IHAVEOPT"
-        return option, await self.hear(length)
+        self.asked = int(option)
+        return self.asked, await self.hear(length)
+
+    async def option_after_flags(self) -> tuple[int, bytes]:
+        """The client's first option."""
+        await self.flags()
+        return await self.option()
 
     async def open(self, size: int = 1 << 20, flags: int = peer.ALL_FLAGS, *, structured: bool = True) -> None:
         """An honest handshake, up to the transmission phase; `base:allocation` is context 7."""
@@ -111,6 +119,10 @@ class Client:
 
     async def start_tls(self, context: ssl.SSLContext) -> None:
         await self._writer.start_tls(context)
+
+    def half_close(self) -> None:
+        """Say that nothing more will be said, and go on listening."""
+        self._writer.write_eof()
 
     def hang_up(self) -> None:
         self._writer.transport.abort()

@@ -139,6 +139,7 @@ def test_names_that_cannot_be_in_a_certificate(certificates: Path, hostname: str
 
 
 def test_keys_are_not_written_down(certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T16: `ssl.create_default_context` would write them to that file."""
     monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
     shake_hands(layer_for(certificates), Server(certificates))
     assert not (tmp_path / "keys").exists()

@@ -1,0 +1,104 @@
+"""Every way to be hostile that we could think of ends in a typed error: in time, in bounds, in one line."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sfasync.errors import SfasyncError
+from sfasync.models import ExportAddress, Timeouts, TlsPolicy
+from sfasync.transport.export import open_export
+from sfasync.units import MiB
+
+from ..support.behaviours import BEHAVIOURS, READ, THREATS, Behaviour
+from ..support.liar import Client, Script, liar
+
+SECONDS = 15.0
+ALLOCATED = 64 * MiB
+HURRIED = Timeouts(connect=0.4, stall=0.3, request=0.6, close=0.2)
+
+HELD_ELSEWHERE = {
+    "T13": "tests/transport/test_tls_matrix.py",
+    "T15": "tests/transport/test_tls_matrix.py",
+    "T16": "tests/transport/test_tls.py",
+}
+"""Threats that need more than a script: which module holds them, and names them."""
+
+
+@pytest.fixture
+def memory() -> Iterator[None]:
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+
+
+def played(behaviour: Behaviour, certificates: Path) -> Script:
+    """A behaviour as a script for the liar; at its end, silence."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "server-cert.pem", certificates / "server-key.pem")
+
+    async def script(client: Client) -> None:
+        await behaviour.script(client, context)
+        await client.silence()
+
+    return script
+
+
+async def suffer(behaviour: Behaviour, address: ExportAddress) -> SfasyncError:
+    """Do what the behaviour is aimed at, and look at what is left of the connection."""
+    timeouts = Timeouts() if behaviour.patient else HURRIED
+    if behaviour.asking is not None:
+        with pytest.raises(SfasyncError) as caught:
+            await behaviour.asking(address, timeouts)
+        return caught.value
+    assert behaviour.using is not None
+    if not behaviour.patient:
+        timeouts = replace(timeouts, connect=10.0)  # it is the export that is slow, not the machine
+    async with await open_export(address, timeouts=timeouts) as export:
+        with pytest.raises(SfasyncError) as caught:
+            await behaviour.using(export)
+        if behaviour.lives:
+            assert await export.read(0, READ) == bytes(READ)
+            assert export.connections == 1
+        else:
+            with pytest.raises(SfasyncError):
+                await export.read(0, READ)
+            assert export.connections == 0
+    return caught.value
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=[f"{each.threat}-{each.name}" for each in BEHAVIOURS])
+async def test_hostile_servers(behaviour: Behaviour, certificates: Path, memory: None) -> None:
+    async with liar(played(behaviour, certificates)) as address:
+        if behaviour.tls is not None:
+            policy = TlsPolicy(ca_file=certificates / "ca-cert.pem", style=behaviour.tls)
+            address = ExportAddress(socket=address.socket, tls=policy)
+        start = asyncio.get_running_loop().time()
+        error = await suffer(behaviour, address)
+        seconds = asyncio.get_running_loop().time() - start
+        _, allocated = tracemalloc.get_traced_memory()
+    message = str(error)
+    assert type(error) is behaviour.error, message
+    assert error.exit_code == behaviour.error.exit_code == (13 if behaviour.error.code == "tls" else 20)
+    assert re.search(behaviour.says, message), message
+    assert message.isprintable()
+    assert len(message) < 1024
+    assert seconds < SECONDS
+    assert allocated < ALLOCATED
+
+
+def test_every_threat_is_held() -> None:
+    assert len({behaviour.name for behaviour in BEHAVIOURS}) == len(BEHAVIOURS) >= 60
+    met = {behaviour.threat for behaviour in BEHAVIOURS}
+    assert met <= set(THREATS)
+    assert met | set(HELD_ELSEWHERE) == set(THREATS)
+    root = Path(__file__).parents[2]
+    for threat, module in HELD_ELSEWHERE.items():
+        assert re.search(rf"\b{threat}\b", (root / module).read_text()), f"{module} does not name {threat}"
