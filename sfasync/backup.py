@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ._version import VERSION
-from .errors import CbtError, LeaseLostError, SfasyncError, UsageError, printable
+from .errors import CbtError, LeaseLostError, UsageError, printable
 from .extents import chunks
 from .interfaces import BackupSession, BackupStore, DiskWriter, Platform, SnapshotDisk, SnapshotView, Source
 from .models import BackupResult, DiskRecord, Manifest
@@ -259,9 +259,10 @@ async def _tell_committed(view: SnapshotView, manifest: Manifest) -> list[str]:
     """The backup stands, whatever happens now: a failure is a warning."""
     try:
         await view.committed([disk.id for disk in manifest.disks])
-    except SfasyncError as error:
-        log.warning("backup %s: older checkpoints were not dropped: %s", manifest.id, error)
-        return [f"older checkpoints were not dropped: {error}"]
+    except Exception as error:  # noqa: BLE001 - anybody may write a platform
+        reason = printable(str(error) or type(error).__name__)
+        log.warning("backup %s: older checkpoints were not dropped: %s", manifest.id, reason)
+        return [f"older checkpoints were not dropped: {reason}"]
     return []
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sfasync import CbtError, Engine, LeaseLostError, Repository, SourceError, UsageError, backup
+from sfasync import CbtError, Engine, LeaseLostError, Repository, SourceError, StorageError, UsageError, backup
 from sfasync.store.names import Numbered
 from sfasync.store.records import Records
 from sfasync.units import KiB, MiB
@@ -115,13 +115,17 @@ async def test_a_lost_lease_ends_the_backup(engine: Engine, repository: Reposito
     await engine.backup_vm("web-01", platform=platform)
 
 
-async def test_failing_to_drop_checkpoints_is_a_warning(engine: Engine) -> None:
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [(StorageError("the platform is busy"), "the platform is busy"), (KeyError(), "KeyError")],
+)
+async def test_failing_to_drop_checkpoints_is_a_warning(engine: Engine, failure: Exception, reason: str) -> None:
     platform = TrackingPlatform({"vda": content()})
     await engine.backup_vm("web-01", platform=platform)
-    platform.fail_committed = True
+    platform.fail_committed = failure
     second = await engine.backup_vm("web-01", platform=platform)
-    assert second.warnings == ("older checkpoints were not dropped: the platform is busy",)
-    platform.fail_committed = False
+    assert second.warnings == (f"older checkpoints were not dropped: {reason}",)
+    platform.fail_committed = None
     third = await engine.backup_vm("web-01", platform=platform)
     assert third.disks[0].mode == "incremental"
     assert list(platform.vm_disks["vda"].checkpoints) == ["vda-3"]

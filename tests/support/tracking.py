@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from sfasync.errors import LeaseLostError, StorageError, UsageError
+from sfasync.errors import LeaseLostError, UsageError
 from sfasync.interfaces import Sink
 from sfasync.models import Checkpoint, ExportAddress, Extent
 
@@ -68,8 +68,8 @@ class TrackedSnapshot:
             raise LeaseLostError(self.lost.result())
 
     async def committed(self, disk_ids: Sequence[str]) -> None:
-        if self.platform.fail_committed:
-            raise StorageError("the platform is busy")
+        if self.platform.fail_committed is not None:
+            raise self.platform.fail_committed
         for disk in self.disks:
             if disk.id in disk_ids:
                 tracked = self.platform.vm_disks[disk.id]
@@ -93,7 +93,7 @@ class TrackingPlatform:
     Attributes:
         vm_disks: The disks of its one VM.
         open_snapshots: Snapshots that were not given back.
-        fail_committed: `committed` fails.
+        fail_committed: What `committed` fails with.
         lose_after: The lease is lost when this many bytes of a snapshot were read.
     """
 
@@ -102,7 +102,7 @@ class TrackingPlatform:
     def __init__(self, disks: Mapping[str, bytes]) -> None:
         self.vm_disks = {name: TrackedDisk(name, content) for name, content in disks.items()}
         self.open_snapshots = 0
-        self.fail_committed = False
+        self.fail_committed: Exception | None = None
         self.lose_after: int | None = None
         self.last_view: TrackedSnapshot | None = None
         self._made = 0
