@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 
-from .errors import IntegrityError, UsageError
+from .errors import IntegrityError, SourceError, TargetError, UsageError
 from .extents import pieces
 from .interfaces import BackupStore, Sink, Source
 from .models import DiskRecord, Manifest, RestoredDisk, RestoreResult
@@ -48,6 +48,7 @@ class Restore:
 
         Raises:
             IntegrityError: A block of the backup is damaged, and was not written; or a target reads back other bytes.
+            TargetError: A target cannot be written, or read back.
             SfasyncError: The first other failure. Disks have partial content; files under construction are gone.
         """
         began = time.monotonic()
@@ -97,8 +98,13 @@ class Restore:
         if target.read_back is None:
             raise UsageError(f"target {target.name} cannot be read back", disk=record.id)
         digest = DigestSink(record.size, self._store.chunk_size, self._resources.workers)
-        async with self._resources.endpoints.source(target.read_back) as source:
-            await self._transfer(source, digest, record.size, Meter(record.id, record.size))
+        try:
+            async with self._resources.endpoints.source(target.read_back) as source:
+                await self._transfer(source, digest, record.size, Meter(record.id, record.size))
+        except SourceError as error:
+            raise TargetError(
+                f"reading back failed: {error}", disk=record.id, offset=error.offset, length=error.length
+            ) from error
         if digest.finish()[1] != record.tree:
             raise IntegrityError(
                 f"{target.name} reads back other bytes than were written to it (disk {record.id!r})", disk=record.id

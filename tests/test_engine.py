@@ -163,6 +163,19 @@ async def test_a_directory_that_cannot_be_made_is_a_plain_error(tmp_path: Path, 
             await engine.restore_vm(backup.id, to=directory)
 
 
+async def test_a_target_that_cannot_be_read_back_is_at_fault_not_a_source(engine: Engine) -> None:
+    class Forgetful(MemoryDisk):
+        async def flush(self) -> bool:
+            self.bad.add(0)
+            return await super().flush()
+
+    backup = await engine.backup_vm("web-01", {"vda": MemoryDisk(b"data")})
+    target = Forgetful(bytes(4))
+    with pytest.raises(TargetError, match="reading back failed: cannot read") as caught:
+        await engine.restore_vm(backup.id, to_disks={"vda": target}, verify_after=True)
+    assert caught.value.disk == "vda"
+
+
 async def test_two_disks_never_go_to_one_place(engine: Engine) -> None:
     backup = await engine.backup_vm("web-01", {"vda": MemoryDisk(b"a"), "vdb": MemoryDisk(b"b")})
     sink = MemoryDisk(b"1")
