@@ -18,11 +18,21 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from . import badblocks
 from ._version import VERSION
-from .errors import CbtError, LeaseLostError, UsageError, printable
-from .extents import chunks
-from .interfaces import BackupSession, BackupStore, DiskWriter, Platform, SnapshotDisk, SnapshotView, Source
-from .models import BackupResult, DiskRecord, Manifest
+from .errors import CbtError, IntegrityError, LeaseLostError, UsageError, printable
+from .extents import chunks, with_also
+from .interfaces import (
+    BackupSession,
+    BackupStore,
+    DiskWriter,
+    Platform,
+    SnapshotDisk,
+    SnapshotView,
+    Source,
+    SurveyedSource,
+)
+from .models import BackupResult, DiskRecord, Extent, Manifest
 from .pipeline import transfer
 from .progress import Meter, Reporter
 from .resources import Resources
@@ -33,6 +43,7 @@ log = logging.getLogger("sfasync")
 _T = TypeVar("_T")
 
 MODES = ("auto", "full", "incremental")
+BAD_BLOCKS = ("fail", "zero")
 
 _ABORT_SECONDS = 4.0  # cancelling a job ends it within 5 s
 
@@ -47,6 +58,7 @@ class BackupRequest:
         mode: `auto`: incremental where changes are known; `full`; `incremental`: that or an error.
         tags: Free words kept in the manifest.
         wait: Seconds to wait for another session of the same VM.
+        bad_blocks: `fail`, or `zero` to back up blocks that cannot be read as zeros.
     """
 
     vm: str
@@ -54,8 +66,11 @@ class BackupRequest:
     mode: str = "auto"
     tags: tuple[str, ...] = ()
     wait: float = 0.0
+    bad_blocks: str = "fail"
 
     def __post_init__(self) -> None:
+        if self.bad_blocks not in BAD_BLOCKS:
+            raise UsageError(f"bad blocks {self.bad_blocks!r} is none of {', '.join(BAD_BLOCKS)}")
         if self.mode not in MODES:
             raise UsageError(f"mode {self.mode!r} is none of {', '.join(MODES)}")
         check_id("VM", self.vm)
@@ -111,10 +126,13 @@ class Backup:
         async with platform.snapshot(request.vm, disks=request.disks, base=base, chain=chain) as view:
             snapshot_time = time.time()
             reporter.enter("running")
-            disks = (self._disk(session, view, disk, parent, request, reporter) for disk in view.disks)
-            records = await _unless_lost(view, run_all(disks))
+            lists = await self._bad_before(parent)
+            before = {disk.id: _Before(parent.disk(disk.id) if parent else None, lists) for disk in view.disks}
+            disks = (self._disk(session, view, disk, before[disk.id], request, reporter) for disk in view.disks)
+            moved = await _unless_lost(view, run_all(disks))
+            bad = {record.id: blocks for record, blocks in moved if blocks}
             reporter.enter("committing")
-            files = [await session.add_file(name, data) for name, data in _files(view).items()]
+            files = [await session.add_file(name, data) for name, data in _files(view, bad).items()]
             manifest = await session.commit(
                 Manifest(
                     id="",
@@ -128,12 +146,13 @@ class Backup:
                     version=VERSION,
                     snapshot=view.snapshot_id,
                     tags=request.tags,
-                    disks=tuple(records),
+                    disks=tuple(record for record, _ in moved),
                     files=tuple(files),
                     seconds=time.monotonic() - began,
                 )
             )
-            warnings = await _tell_committed(view, manifest)
+            warnings = [badblocks.describe(disk, blocks) for disk, blocks in bad.items()]
+            warnings += await _tell_committed(view, manifest)
         return BackupResult(
             id=manifest.id,
             vm=manifest.vm,
@@ -141,33 +160,45 @@ class Backup:
             disks=manifest.disks,
             limited_by=_limited_by(manifest.disks),
             seconds=time.monotonic() - began,
+            bad_blocks=bad,
             warnings=tuple(warnings),
         )
+
+    async def _bad_before(self, parent: Manifest | None) -> badblocks.BadBlocks | None:
+        """What the parent is missing; None if that cannot be found out, so that nothing of it can be kept."""
+        if parent is None or all(file.name != badblocks.FILE for file in parent.files):
+            return {}
+        try:
+            return badblocks.decode(await self._store.read_file(parent, badblocks.FILE))
+        except IntegrityError as error:
+            log.warning("the bad blocks of backup %s are not known, so all is read: %s", parent.id, error)
+            return None
 
     async def _disk(
         self,
         session: BackupSession,
         view: SnapshotView,
         disk: SnapshotDisk,
-        parent: Manifest | None,
+        before: _Before,
         request: BackupRequest,
         reporter: Reporter,
-    ) -> DiskRecord:
-        """Move one disk into the session."""
+    ) -> tuple[DiskRecord, tuple[Extent, ...]]:
+        """Move one disk into the session; gives what could not be read as well."""
         async with self._resources.slots, self._resources.endpoints.source(disk.address) as opened:
             began = time.monotonic()
-            source = self._resources.throttled(opened)
-            before = parent.disk(disk.id) if parent else None
+            salvaged = _salvaged(opened, request)
+            source = self._resources.throttled(salvaged or opened)
             mode, reasons = _mode(disk, before, request)
             meter = reporter.meter(disk.id, source.size)
-            writer = session.disk(disk.id, source.size, parent=before if mode == "incremental" else None)
+            writer = session.disk(disk.id, source.size, parent=before.record if mode == "incremental" else None)
             await self._transfer(disk, source, writer, before, mode, meter)
             await view.check()  # what was read last was still the snapshot's
             root, tree = await writer.finish()
+            retries = opened.retries if isinstance(opened, SurveyedSource) else 0
         stored = writer.statistics
         total = time.monotonic() - began
         seconds = {**_divided(meter.seconds, total), **stored.seconds, "total": total}
-        return DiskRecord(
+        record = DiskRecord(
             id=disk.id,
             size=source.size,
             root=root,
@@ -179,26 +210,32 @@ class Backup:
                 stored,
                 bytes_read=meter.read,
                 bytes_skipped=meter.skipped,
+                retries=retries,
                 seconds={stage: round(spent, 3) for stage, spent in seconds.items()},
             ),
         )
+        return record, salvaged.blocks if salvaged else ()
 
     async def _transfer(
         self,
         disk: SnapshotDisk,
         source: Source,
         writer: DiskWriter,
-        before: DiskRecord | None,
+        before: _Before,
         mode: str,
         meter: Meter,
     ) -> None:
+        changed = disk.changed() if mode == "incremental" else None
+        bad = before.bad(disk.id)
+        if changed is not None and bad:
+            changed = with_also(changed, bad)  # what the parent has there is not what was on the disk
         plan = chunks(
             source.extents(),
             size=source.size,
             chunk=writer.chunk_size,
             alignment=source.block_size,
-            changed=disk.changed() if mode == "incremental" else None,
-            parent_size=before.size if before else None,
+            changed=changed,
+            parent_size=before.record.size if before.record else None,
         )
         limits = self._resources.limits
         lanes = limits.requests * limits.connections
@@ -206,18 +243,44 @@ class Backup:
             await transfer(plan, source, writer, pool=self._resources.pool, lanes=lanes, meter=meter)
 
 
-def _mode(disk: SnapshotDisk, before: DiskRecord | None, request: BackupRequest) -> tuple[str, tuple[str, ...]]:
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What the parent has of a disk.
+
+    Attributes:
+        record: Its record there; None if it was not in it.
+        lists: The bad blocks of all its disks; None if they are not known.
+    """
+
+    record: DiskRecord | None
+    lists: badblocks.BadBlocks | None
+
+    def bad(self, disk: str) -> tuple[Extent, ...]:
+        """What the parent is missing of a disk."""
+        return () if self.lists is None else self.lists.get(disk, ())
+
+
+def _salvaged(source: Source, request: BackupRequest) -> badblocks.SalvagedSource | None:
+    """The source with zeros for bad blocks, where that is wanted and it can tell them."""
+    if request.bad_blocks == "zero" and isinstance(source, SurveyedSource):
+        return badblocks.SalvagedSource(source)
+    return None
+
+
+def _mode(disk: SnapshotDisk, before: _Before, request: BackupRequest) -> tuple[str, tuple[str, ...]]:
     """Full or incremental, and why."""
     reasons = []
     if request.mode == "full":
         reasons.append("requested")
-    elif before is None:
+    elif before.record is None:
         reasons.append("first-backup")
+    elif before.lists is None:
+        reasons.append("bad-blocks-unknown")
     if request.mode != "full" and disk.reason is not None:
         reasons.append(disk.reason)
     if not reasons:
-        assert before is not None
-        return "incremental", ("disk-resized",) if disk.size not in (None, before.size) else ()
+        assert before.record is not None, "without a parent there is a reason"
+        return "incremental", ("disk-resized",) if disk.size not in (None, before.record.size) else ()
     if request.mode == "incremental":
         raise CbtError(
             f"disk {disk.id!r} has no usable changed blocks ({', '.join(reasons)}) and a full backup was not allowed; "
@@ -248,10 +311,13 @@ def _divided(waits: Mapping[str, float], total: float) -> dict[str, float]:
     return {stage: total * wait / spent for stage, wait in waits.items()}
 
 
-def _files(view: SnapshotView) -> dict[str, bytes]:
+def _files(view: SnapshotView, bad: badblocks.BadBlocks) -> dict[str, bytes]:
     files = dict(view.files)
     if view.config is not None:
         files["config.json"] = view.config
+    files.pop(badblocks.FILE, None)  # the name is taken
+    if bad:
+        files[badblocks.FILE] = badblocks.encode(bad)
     return files
 
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 from .errors import SourceError, TargetError, TargetRefusedError, UsageError
 from .files import create_file
 from .interfaces import Buffer, Sink, Source
-from .models import ExportAddress, Limits, Timeouts
+from .models import ExportAddress, Limits, Retry, Timeouts
 from .nbd.uri import parse_uri
 from .qcow2 import new_qcow2
 from .transport.export import open_export
@@ -57,9 +57,10 @@ def parse_endpoint(place: str | os.PathLike[str] | ExportAddress | _Disk) -> Exp
 class Endpoints:
     """Opens sources and targets with one set of limits."""
 
-    def __init__(self, limits: Limits, timeouts: Timeouts, workers: Workers) -> None:
+    def __init__(self, limits: Limits, timeouts: Timeouts, workers: Workers, retry: Retry | None = None) -> None:
         self._limits = limits
         self._timeouts = timeouts
+        self._retry = retry
         self._workers = workers
 
     @asynccontextmanager
@@ -77,6 +78,7 @@ class Endpoints:
                 connections=connections or self._limits.connections,
                 requests=requests or self._limits.requests,
                 timeouts=self._timeouts,
+                retry=self._retry,
             ) as export:
                 yield export
         elif isinstance(place, Path):
@@ -106,6 +108,7 @@ class Endpoints:
                 connections=connections or self._limits.connections,
                 requests=requests or self._limits.requests,
                 timeouts=self._timeouts,
+                retry=self._retry,
             )
         async with export:
             if export.read_only:

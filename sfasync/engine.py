@@ -23,6 +23,7 @@ from .models import (
     Limits,
     Manifest,
     RestoreResult,
+    Retry,
     Timeouts,
     VerifyResult,
 )
@@ -51,6 +52,7 @@ class Engine:
         repository: Where backups live; not needed to copy. It is not closed by the engine.
         limits: What the engine may use.
         timeouts: When the transport gives up.
+        retry: How faults of connections and servers are met; by default outages of a minute are survived.
     """
 
     def __init__(
@@ -59,10 +61,11 @@ class Engine:
         *,
         limits: Limits | None = None,
         timeouts: Timeouts | None = None,
+        retry: Retry | None = None,
     ) -> None:
         self.limits = limits or Limits()
         self._repository = repository
-        self._resources = Resources(self.limits, timeouts or Timeouts())
+        self._resources = Resources(self.limits, timeouts or Timeouts(), retry or Retry())
         self._jobs: set[Job[Any]] = set()
         self._closed = False
 
@@ -105,6 +108,7 @@ class Engine:
         mode: str = "auto",
         tags: Sequence[str] = (),
         wait: float = 0.0,
+        bad_blocks: str = "fail",
         progress: ProgressCallback | None = None,
     ) -> Job[BackupResult]:
         """Begin a backup and return a handle on it.
@@ -116,6 +120,8 @@ class Engine:
             mode: ``auto`` (incremental where changes are known), ``full``, or ``incremental`` (that or an error).
             tags: Free words kept with the backup.
             wait: Seconds to wait while another session works on the same VM.
+            bad_blocks: What becomes of blocks that cannot be read: ``fail`` the backup, or back them up as ``zero``,
+                at most 1 MiB of a disk; `BackupResult.bad_blocks` says which.
             progress: Called on the loop with a `Progress`, twice a second at most and at each change of state.
 
         Raises:
@@ -130,7 +136,7 @@ class Engine:
         ids = None if disks is None else list(disks)
         for disk in ids or ():
             check_id("disk", disk)
-        request = BackupRequest(vm=vm, disks=ids, mode=mode, tags=tuple(tags), wait=wait)
+        request = BackupRequest(vm=vm, disks=ids, mode=mode, tags=tuple(tags), wait=wait, bad_blocks=bad_blocks)
         work = Backup(self._store, self._resources)
         return self._start(lambda reporter: work.run(request, platform, reporter), progress)
 
@@ -143,6 +149,7 @@ class Engine:
         mode: str = "auto",
         tags: Sequence[str] = (),
         wait: float = 0.0,
+        bad_blocks: str = "fail",
         progress: ProgressCallback | None = None,
     ) -> BackupResult:
         """Back up a VM; arguments as of `start_backup`.
@@ -159,7 +166,7 @@ class Engine:
             LeaseLostError: The platform took the snapshot back.
         """
         async with self.start_backup(
-            vm, disks, platform=platform, mode=mode, tags=tags, wait=wait, progress=progress
+            vm, disks, platform=platform, mode=mode, tags=tags, wait=wait, bad_blocks=bad_blocks, progress=progress
         ) as job:
             return await job.result()
 

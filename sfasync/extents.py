@@ -7,7 +7,8 @@ Pictures read like a disk: letters for data, ``0`` for zeros.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from enum import Enum
 from typing import NamedTuple
@@ -63,9 +64,9 @@ def align_up(value: int, alignment: int) -> int:
 
 
 async def pieces(
-    extents: AsyncIterator[Extent], *, size: int, piece: int, alignment: int
+    extents: AsyncIterator[Extent], *, size: int, piece: int, alignment: int, start: int = 0
 ) -> AsyncGenerator[Step, None]:
-    """The plan of a copy or a restore: zeros move as they are, data is cut into pieces.
+    """The plan of a copy or a restore from `start` to `size`: zeros move as they are, data is cut into pieces.
 
     Zero ranges are rounded inward to `alignment`, so every step begins on it and ends on it or at `size`. Pieces end at
     multiples of `piece`, which is a multiple of `alignment`.
@@ -75,13 +76,13 @@ async def pieces(
         extents    aaaaaa0000000bb        alignment 2, piece 4
         plan       DDDDDDZZZZZZDDD        as  DDDD DD ZZZZZZ DD D
     """
-    planned = 0
+    planned = start
     async with aclosing(_zero_ranges(extents, size, alignment)) as zeros:
-        async for start, end in zeros:
-            for step in _cut(planned, start, piece):
+        async for first, last in zeros:
+            for step in _cut(planned, first, piece):
                 yield step
-            yield Step(Action.ZERO, start, end - start)
-            planned = end
+            yield Step(Action.ZERO, first, last - first)
+            planned = last
     for step in _cut(planned, size, piece):
         yield step
 
@@ -149,6 +150,17 @@ async def chunks(
                 step = Step(Action.DATA, position, end - position, await _zeros_within(zeros, position, end))
             yield step
             position += step.length
+
+
+async def with_also(changed: AsyncIterator[Extent], also: Sequence[Extent]) -> AsyncGenerator[Extent, None]:
+    """Ranges in order, together with others that are in order."""
+    waiting = deque(also)
+    async for extent in changed:
+        while waiting and waiting[0].offset <= extent.offset:
+            yield waiting.popleft()
+        yield extent
+    for extent in waiting:
+        yield extent
 
 
 _NOWHERE = 1 << 64  # beyond every disk: NBD sizes end at 2^63 - 1

@@ -61,6 +61,24 @@ class Source(Protocol):
 
 
 @runtime_checkable
+class SurveyedSource(Source, Protocol):
+    """A source that can read around what cannot be read, and counts what it had to ask for again."""
+
+    @property
+    def retries(self) -> int:
+        """Requests that were repeated, so far."""
+        ...
+
+    async def read_around(self, offset: int, buffer: memoryview, *, most: int) -> Sequence[Extent]:
+        """As `read_into`, but at most `most` bytes that cannot be read become zeros; gives where they are, in order.
+
+        Raises:
+            SfasyncError: More than that cannot be read, or something else failed.
+        """
+        ...
+
+
+@runtime_checkable
 class Sink(Protocol):
     """A disk that can be written. Many writes may be under way at once, to ranges that do not overlap."""
 
@@ -321,6 +339,15 @@ class BackupStore(Protocol):
         Raises:
             BackupNotFoundError: None matches, or several do.
             IntegrityError: The latest is damaged; or none matches, and damaged ones may.
+        """
+        ...
+
+    async def read_file(self, manifest: Manifest, name: str) -> bytes:
+        """A file of a backup that is not a disk.
+
+        Raises:
+            BackupNotFoundError: The backup has no such file.
+            IntegrityError: It is lost or damaged.
         """
         ...
 

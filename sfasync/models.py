@@ -366,6 +366,7 @@ class BackupResult:
         id, vm, parent, disks: As in the manifest.
         limited_by: What held the job up most: `source`, `compression` or `store`.
         seconds: Wall seconds.
+        bad_blocks: By disk, the ranges that could not be read and are zeros in the backup, where that was allowed.
         warnings: What went wrong without harm to the backup, one line each.
     """
 
@@ -375,6 +376,7 @@ class BackupResult:
     disks: tuple[DiskRecord, ...]
     limited_by: str
     seconds: float
+    bad_blocks: Mapping[str, tuple[Extent, ...]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     @property

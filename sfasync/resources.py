@@ -7,7 +7,7 @@ import asyncio
 from .buffers import BufferPool
 from .endpoints import Endpoints
 from .interfaces import Source
-from .models import Limits, Timeouts
+from .models import Limits, Retry, Timeouts
 from .throttle import Throttle, ThrottledSource
 from .workers import Workers
 
@@ -18,18 +18,19 @@ class Resources:
     """Made once for an engine, within its event loop.
 
     Attributes:
-        limits: As given to the engine.
+        limits, retry: As given to the engine.
         pool: Memory for blocks: three quarters of the limit. The rest is for what sealing and unsealing hold.
         workers: Threads for files and digests.
         endpoints: Opens disks.
         slots: Taken by each disk while it is moved.
     """
 
-    def __init__(self, limits: Limits, timeouts: Timeouts) -> None:
+    def __init__(self, limits: Limits, timeouts: Timeouts, retry: Retry) -> None:
         self.limits = limits
+        self.retry = retry
         self.pool = BufferPool(limits.memory * 3 // 4)
         self.workers = Workers(_FILE_THREADS, "sfasync-engine")
-        self.endpoints = Endpoints(limits, timeouts, self.workers)
+        self.endpoints = Endpoints(limits, timeouts, self.workers, retry)
         self.slots = asyncio.Semaphore(limits.disks)
         self._throttle = Throttle(limits.rate) if limits.rate else None
 

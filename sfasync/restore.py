@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 
+from . import badblocks
 from .errors import IntegrityError, SourceError, TargetError, UsageError
-from .extents import pieces
+from .extents import align_down, align_up, pieces
 from .interfaces import BackupStore, Sink, Source
 from .models import DiskRecord, Manifest, RestoredDisk, RestoreResult
 from .pipeline import transfer
 from .progress import Meter, Reporter
 from .resources import Resources
+from .rewriting import make_durable
 from .store.digest import DigestSink
 from .targets import OpenTarget
 from .tasks import run_all
@@ -60,7 +62,23 @@ class Restore:
                 for disk, target in opened.items()
             )
             reporter.enter("committing")
-        return RestoreResult(id=manifest.id, vm=manifest.vm, disks=tuple(disks), seconds=time.monotonic() - began)
+        return RestoreResult(
+            id=manifest.id,
+            vm=manifest.vm,
+            disks=tuple(disks),
+            seconds=time.monotonic() - began,
+            warnings=tuple(await self._missing(manifest, targets)),
+        )
+
+    async def _missing(self, manifest: Manifest, disks: Iterable[str]) -> list[str]:
+        """What the backup itself never had of these disks."""
+        if all(file.name != badblocks.FILE for file in manifest.files):
+            return []
+        try:
+            lists = badblocks.decode(await self._store.read_file(manifest, badblocks.FILE))
+        except IntegrityError as error:
+            return [f"the backup has bad blocks, and the list of them is damaged: {error}"]
+        return [badblocks.describe(disk, lists[disk]) for disk in disks if disk in lists]
 
     async def _disk(
         self, manifest: Manifest, record: DiskRecord, target: OpenTarget, verify_after: bool, reporter: Reporter
@@ -69,8 +87,12 @@ class Restore:
             began = time.monotonic()
             meter = reporter.meter(record.id, record.size)
             source = self._resources.throttled(self._store.open_disk(manifest, record.id))
-            await self._transfer(source, target.sink, record.size, meter)
-            await target.sink.flush()
+            await self._transfer(source, target.sink, 0, record.size, meter)
+
+            async def rewrite(start: int, end: int) -> None:
+                await self._transfer(source, target.sink, start, end, Meter(record.id, record.size))
+
+            await make_durable(target.sink, rewrite, attempts=self._resources.retry.attempts)
             if verify_after:
                 await self._compare(record, target)
         return RestoredDisk(
@@ -84,11 +106,12 @@ class Restore:
             seconds=time.monotonic() - began,
         )
 
-    async def _transfer(self, source: Source, sink: Sink, size: int, meter: Meter) -> None:
-        extents = source.extents(0, size)
-        plan = pieces(
-            extents, size=size, piece=self._store.chunk_size, alignment=max(source.block_size, sink.block_size)
-        )
+    async def _transfer(self, source: Source, sink: Sink, start: int, end: int, meter: Meter) -> None:
+        """Move the bytes from `start` to before `end`, and those around them that alignment takes in."""
+        alignment = max(source.block_size, sink.block_size)
+        start, end = align_down(start, alignment), min(align_up(end, alignment), meter.size)
+        extents = source.extents(start, end - start)
+        plan = pieces(extents, size=end, piece=self._store.chunk_size, alignment=alignment, start=start)
         async with aclosing(plan):
             lanes = self._resources.limits.requests
             await transfer(plan, source, sink, pool=self._resources.pool, lanes=lanes, meter=meter)
@@ -100,7 +123,7 @@ class Restore:
         digest = DigestSink(record.size, self._store.chunk_size, self._resources.workers)
         try:
             async with self._resources.endpoints.source(target.read_back) as source:
-                await self._transfer(source, digest, record.size, Meter(record.id, record.size))
+                await self._transfer(source, digest, 0, record.size, Meter(record.id, record.size))
         except SourceError as error:
             raise TargetError(
                 f"reading back failed: {error}", disk=record.id, offset=error.offset, length=error.length

@@ -22,7 +22,10 @@ RINGS = (
         *("tasks", "throttle", "units", "workers"),
     },
     {"pipeline", "platform", "store", "transport"},
-    {"backup", "copying", "endpoints", "engine", "jobs", "qcow2", "resolvers", "resources", "restore", "targets"},
+    {
+        *("backup", "badblocks", "copying", "endpoints", "engine", "jobs", "qcow2", "resolvers", "resources"),
+        *("restore", "rewriting", "targets"),
+    },
     {"__init__", "__main__", "cli", "vddk"},
 )
 RING = {part: number for number, ring in enumerate(RINGS) for part in ring}

@@ -12,6 +12,7 @@ from ..errors import SfasyncError, one_line
 
 EXIT_INTERNAL = 1
 EXIT_USAGE = 2
+EXIT_LOSS = 3
 
 
 class Interrupted(Exception):  # noqa: N818 - not a failure: the user's wish

@@ -133,6 +133,26 @@ repository = click.option(
     help="The repository; SFASYNC_REPOSITORY if not given.",
 )
 
+retry = click.option(
+    "--retry",
+    "outage",
+    type=seconds,
+    metavar="SECONDS",
+    default="60",
+    show_default=True,
+    help="How long a server may be gone in the middle; 0 to give up with the connection.",
+)
+
+connect_retry = click.option(
+    "--connect-retry",
+    "patience",
+    type=seconds,
+    metavar="SECONDS",
+    default="0",
+    show_default=True,
+    help="How long to go on trying when nobody answers at the first connect.",
+)
+
 memory = click.option(
     "--memory",
     type=size,

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 
 import click
 
-from ...models import BackupResult, ExportAddress, Limits
+from ...models import BackupResult, ExportAddress, Limits, Retry
 from ...units import format_seconds, format_size
 from .. import options
+from ..failures import EXIT_LOSS
 from ..output import Output
 from ..records import SHORT, disk_object
 from ..runner import perform
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Wish:
     """What the command line asks for."""
 
@@ -24,7 +25,9 @@ class _Wish:
     mode: str
     tags: tuple[str, ...]
     wait: float
+    bad_blocks: str
     limits: Limits
+    retry: Retry
 
 
 @click.command("backup")
@@ -53,7 +56,16 @@ class _Wish:
     default="0",
     help="How long to wait for another backup of the same VM to end.",
 )
+@click.option(
+    "--bad-blocks",
+    type=click.Choice(["fail", "zero"]),
+    default="fail",
+    show_default=True,
+    help="zero backs up blocks that cannot be read as zeros, lists them, and exits with 3.",
+)
 @options.repository
+@options.retry
+@options.connect_retry
 @options.limit_rate
 @options.memory
 @options.common
@@ -64,15 +76,28 @@ def command(
     mode: str,
     tags: tuple[str, ...],
     wait: float,
+    bad_blocks: str,
     repository: str,
     rate: int | None,
     memory: int,
+    outage: float,
+    patience: float,
 ) -> int:
     """Back up disks of VM into the repository.
 
-    Exit code 0 means that the backup is complete and durable.
+    Exit code 0 means that the backup is complete and durable; 3 that it is durable and lacks what could not be read.
     """
-    wish = _Wish(repository, vm, options.distinct(disks), mode, tags, wait, Limits(memory=memory, rate=rate))
+    wish = _Wish(
+        repository=repository,
+        vm=vm,
+        disks=options.distinct(disks),
+        mode=mode,
+        tags=tags,
+        wait=wait,
+        bad_blocks=bad_blocks,
+        limits=Limits(memory=memory, rate=rate),
+        retry=Retry(outage=outage, connect=patience),
+    )
     return perform(output, lambda: _backup(output, wish))
 
 
@@ -86,7 +111,7 @@ async def _backup(output: Output, wish: _Wish) -> int:
     disks = _addresses(wish)  # usage errors come before the repository's
     async with (
         await Repository.open(wish.repository) as repository,
-        Engine(repository, limits=wish.limits) as engine,
+        Engine(repository, limits=wish.limits, retry=wish.retry) as engine,
     ):
         result = await engine.backup_vm(
             wish.vm,
@@ -94,10 +119,11 @@ async def _backup(output: Output, wish: _Wish) -> int:
             mode=wish.mode,
             tags=wish.tags,
             wait=wish.wait,
+            bad_blocks=wish.bad_blocks,
             progress=output.job_progress(),
         )
     _report(output, result)
-    return 0
+    return EXIT_LOSS if result.bad_blocks else 0
 
 
 def _addresses(wish: _Wish) -> dict[str, ExportAddress]:
@@ -134,6 +160,9 @@ def _report(output: Output, result: BackupResult) -> None:
             "parent": result.parent,
             "disks": [disk_object(disk) for disk in result.disks],
             "limited_by": result.limited_by,
+            "bad_blocks": {
+                disk: [[extent.offset, extent.length] for extent in bad] for disk, bad in result.bad_blocks.items()
+            },
             "seconds": round(result.seconds, 3),
             "warnings": list(result.warnings),
         },

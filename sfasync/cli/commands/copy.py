@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ...models import CopyResult, Limits
+from ...models import CopyResult, Limits, Retry
 from ...units import format_rate, format_seconds, format_size
 from .. import options
 from ..output import Output
@@ -26,6 +26,8 @@ from ..runner import perform
 @click.option("--request-size", type=options.size, metavar="SIZE", help="Bytes of a request, a power of two.")
 @click.option("--destination-is-zero", is_flag=True, help="DST reads as zeros already: write no zeros.")
 @click.option("--synchronous", is_flag=True, help="One request at a time.")
+@options.retry
+@options.connect_retry
 @options.limit_rate
 @options.memory
 @options.common
@@ -42,6 +44,8 @@ def command(
     synchronous: bool,
     rate: int | None,
     memory: int,
+    outage: float,
+    patience: float,
 ) -> int:
     """Copy the disk SRC to DST: each an NBD URI, a file or a block device; DST also null:, which only reads.
 
@@ -50,12 +54,12 @@ def command(
     for end in (source, target):
         if end == "-":
             raise click.UsageError("'-' is not supported: name a file or an NBD URI ('./-' for a file called so)")
-    limits = Limits(memory=memory, rate=rate)
+    limits, retry = Limits(memory=memory, rate=rate), Retry(outage=outage, connect=patience)
 
     async def work() -> int:
         from ...engine import Engine
 
-        async with Engine(limits=limits) as engine:
+        async with Engine(limits=limits, retry=retry) as engine:
             result = await engine.copy(
                 source,
                 target,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ...models import Limits, RestoreResult
+from ...models import Limits, RestoreResult, Retry
 from ...units import format_seconds, format_size
 from .. import options
 from ..output import Output
@@ -28,6 +28,7 @@ class _Wish:
     force: bool
     verify_after: bool
     limits: Limits
+    retry: Retry
 
 
 @click.command("restore")
@@ -52,6 +53,8 @@ class _Wish:
 @click.option("--force", is_flag=True, help="With --to: replace files that exist.")
 @click.option("--verify-after", is_flag=True, help="Read everything back and compare.")
 @options.repository
+@options.retry
+@options.connect_retry
 @options.limit_rate
 @options.memory
 @options.common
@@ -67,6 +70,8 @@ def command(
     repository: str,
     rate: int | None,
     memory: int,
+    outage: float,
+    patience: float,
 ) -> int:
     """Restore the backup ID: its id, a unique prefix of it, or VM@latest.
 
@@ -86,6 +91,7 @@ def command(
         force=force,
         verify_after=verify_after,
         limits=Limits(memory=memory, rate=rate),
+        retry=Retry(outage=outage, connect=patience),
     )
     return perform(output, lambda: _restore(output, wish))
 
@@ -101,7 +107,7 @@ async def _restore(output: Output, wish: _Wish) -> int:
     targets = {disk: parse_uri(uri) for disk, uri in wish.targets.items()}  # usage errors come before the repository's
     async with (
         await Repository.open(wish.repository) as repository,
-        Engine(repository, limits=wish.limits) as engine,
+        Engine(repository, limits=wish.limits, retry=wish.retry) as engine,
     ):
         result = await engine.restore_vm(
             wish.reference,

@@ -151,8 +151,43 @@ def test_a_disk_with_a_bad_sector(repository: Path, disk: Path, server: Server) 
     with nbdkit("file", disk, "error-pread-rate=100%", filters=("error",)) as broken:
         ended = sfasync("backup", "vm", "--disk", f"good={server.uri}", "--disk", f"bad={broken.uri}", "--json")
     assert ended.status == 20
-    assert "offset" in failed(ended, 20, "request")
+    assert "offset" in failed(ended, 20, "bad-block")
     assert backups() == 0
+
+
+def test_a_disk_with_a_bad_sector_that_may_be_lost(repository: Path, disk: Path, tmp_path: Path) -> None:
+    spot = MiB + 512
+    read = f"end=$(($4 + $3)); [ $4 -gt {spot} ] || [ $end -le {spot} ] || {{ echo EIO bad >&2; exit 1; }}; "
+    read += f"dd if={disk} iflag=skip_bytes,count_bytes skip=$4 count=$3 status=none"
+    with nbdkit("eval", f"get_size=stat -c %s {disk}", f"pread={read}") as broken:
+        failed(sfasync("backup", "vm", "--disk", f"vda={broken.uri}", "--json"), 20, "bad-block")
+        ended = sfasync("backup", "vm", "--disk", f"vda={broken.uri}", "--bad-blocks", "zero", "--json")
+    assert ended.status == 3
+    assert f"512 bytes could not be read and are zeros in the backup, at offset {spot}" in ended.err
+    assert (ended.last["ok"], ended.last["bad_blocks"]) == (True, {"vda": [[spot, 512]]})
+    assert ended.last["disks"][0]["retries"] > 0
+    shown = sfasync("show", "vm@latest", "--json").last
+    assert [file["name"] for file in shown["files"]] == ["bad-blocks.json"]
+    restored = sfasync("restore", "vm@latest", "--to", tmp_path / "out", "--verify-after", "--json")
+    assert restored.status == 0
+    assert any("could not be read" in warning for warning in restored.last["warnings"])
+    content = bytearray(disk.read_bytes())
+    content[spot : spot + 512] = bytes(512)
+    assert (tmp_path / "out" / "vda.raw").read_bytes() == content
+
+
+def test_a_server_that_comes_late(repository: Path, disk: Path, tmp_path: Path) -> None:
+    socket = tmp_path / "socket"
+    waiting = start(
+        "backup", "vm", "--disk", f"vda=nbd+unix:///?socket={socket}", "--connect-retry", "30", "--json", "-v"
+    )
+    assert waiting.stderr is not None
+    while "again in" not in waiting.stderr.readline():  # it has tried in vain
+        assert waiting.poll() is None
+    with nbdkit("file", disk) as server:
+        assert server.socket is not None
+        socket.symlink_to(server.socket)
+        assert finish(waiting).status == 0
 
 
 def test_a_server_without_tls(repository: Path, server: Server, certificates: Path) -> None:
