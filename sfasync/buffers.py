@@ -32,11 +32,14 @@ class Slot:
         """The memory to fill; its content is undefined."""
         return self._view
 
-    def filled(self) -> Filled:
-        """Declare that every byte has been written. The slot itself can no longer be used."""
+    def filled(self, length: int | None = None) -> Filled:
+        """Declare that every byte, or the first `length` of them, has been written; others cannot be seen any more.
+
+        The slot itself can no longer be used.
+        """
         pool, self._pool = self._pool, None
         assert pool is not None, "slot used after it was filled or given back"
-        return Filled(pool, self._memory, self._view)
+        return Filled(pool, self._memory, self._view, length)
 
     def release(self) -> None:
         """Give the memory back, unused; does nothing after `filled` or a first `release`."""
@@ -51,11 +54,11 @@ class Filled:
 
     __slots__ = ("_memory", "_pool", "_view")
 
-    def __init__(self, pool: BufferPool, memory: mmap.mmap, writable: memoryview) -> None:
+    def __init__(self, pool: BufferPool, memory: mmap.mmap, writable: memoryview, length: int | None) -> None:
         self._pool: BufferPool | None = pool
         self._memory = memory
-        self._view = writable.toreadonly()
-        writable.release()
+        with writable, writable[:length] as written:
+            self._view = written.toreadonly()
 
     @property
     def view(self) -> memoryview:

@@ -8,13 +8,18 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from .errors import UsageError
-from .extents import align_down, pieces
+from .extents import align_down, align_up, pieces
 from .interfaces import Sink, Source
 from .models import CopyResult, Extent, Limits
 from .pipeline import transfer
-from .progress import Reporter
+from .progress import Meter, Reporter
 from .resources import Resources
+from .rewriting import make_durable
+from .sparse import LARGEST_BLOCK, SparseSink, ZeroedSink
 from .units import KiB, MiB
+
+SPARSE_BLOCK = 64 * KiB
+"""What qcow2 can leave out. With smaller ones a copy falls apart into more requests than it saves bytes."""
 
 _REQUEST_SIZE = MiB  # less CPU for each GiB than 256 or 512 KiB (docs/protocol.md, "Where the bytes go")
 _MAXIMUM = 32 * MiB  # what every server takes, as nbdcopy's limit
@@ -32,6 +37,8 @@ class CopyOptions:
         request_size: Bytes of a request, a power of two from 4 KiB to 32 MiB; None for the default.
         destination_is_zero: The target reads as zeros already: zeros are not written.
         synchronous: One request at a time.
+        sparse: Data that is zero in whole blocks of so many bytes (a power of two from 512 to 1 MiB) is made zero at
+            the target, not written; 0 to write it.
     """
 
     extents: bool = True
@@ -41,6 +48,7 @@ class CopyOptions:
     request_size: int | None = None
     destination_is_zero: bool = False
     synchronous: bool = False
+    sparse: int = SPARSE_BLOCK
 
     def __post_init__(self) -> None:
         for name, value, high in (("connections", self.connections, 16), ("requests", self.requests, 256)):
@@ -49,6 +57,8 @@ class CopyOptions:
         size = self.request_size
         if size is not None and (not 4 * KiB <= size <= _MAXIMUM or size & (size - 1)):
             raise UsageError(f"request size must be a power of two from 4096 to {_MAXIMUM}, not {size}")
+        if self.sparse and (not 512 <= self.sparse <= LARGEST_BLOCK or self.sparse & (self.sparse - 1)):
+            raise UsageError(f"sparse must be 0 or a power of two from 512 to {LARGEST_BLOCK}, not {self.sparse}")
 
 
 async def copy(
@@ -75,14 +85,23 @@ async def copy(
     reporter.enter("running")
     size = source.size
     alignment = max(source.block_size, target.block_size)
-    piece = max(alignment, min(options.request_size or _REQUEST_SIZE, align_down(resources.pool.budget, alignment)))
-    extents = source.extents() if options.extents else _all_data(size)
+    piece = piece_size(options, resources, alignment)
+    extents = source.extents() if options.extents else _all_data(0, size)
     async with aclosing(pieces(extents, size=size, piece=piece, alignment=alignment)) as plan:
-        sink = _ZerosAreThere(target) if options.destination_is_zero else target
-        lanes = _lanes(options, resources.limits)
+        sink = shaped(target, options)
+        lanes = lane_count(options, resources.limits)
         await transfer(plan, resources.throttled(source), sink, pool=resources.pool, lanes=lanes, meter=meter)
     reporter.enter("committing")
-    durable = await target.flush() if options.flush else False
+
+    async def rewrite(start: int, end: int) -> None:
+        start, end = align_down(start, alignment), min(align_up(end, alignment), size)
+        told = source.extents(start, end - start) if options.extents else _all_data(start, end)
+        again = pieces(told, size=end, piece=piece, alignment=alignment, start=start)
+        async with aclosing(again) as plan:
+            meter = Meter("", size)
+            await transfer(plan, resources.throttled(source), sink, pool=resources.pool, lanes=lanes, meter=meter)
+
+    durable = options.flush and await make_durable(target, rewrite, attempts=resources.retry.attempts)
     return CopyResult(
         size=size,
         bytes_read=meter.read,
@@ -92,26 +111,24 @@ async def copy(
     )
 
 
-def _lanes(options: CopyOptions, limits: Limits) -> int:
+def piece_size(options: CopyOptions, resources: Resources, alignment: int) -> int:
+    """Bytes of one step of a copy, a multiple of `alignment`."""
+    return max(alignment, min(options.request_size or _REQUEST_SIZE, align_down(resources.pool.budget, alignment)))
+
+
+def shaped(target: Sink, options: CopyOptions) -> Sink:
+    """The target as the options want its zeros treated."""
+    sink = ZeroedSink(target) if options.destination_is_zero else target
+    return SparseSink(sink, options.sparse) if options.sparse else sink
+
+
+def lane_count(options: CopyOptions, limits: Limits) -> int:
+    """Steps under way at once."""
     if options.synchronous:
         return 1
     return (options.connections or limits.connections) * (options.requests or limits.requests)
 
 
-async def _all_data(size: int) -> AsyncIterator[Extent]:
-    if size:
-        yield Extent(0, size)
-
-
-class _ZerosAreThere:
-    """A target that reads as zeros where nothing was written."""
-
-    def __init__(self, target: Sink) -> None:
-        self._target = target
-        self.size = target.size
-        self.block_size = target.block_size
-        self.write = target.write
-        self.flush = target.flush
-
-    async def zero(self, offset: int, length: int) -> None:
-        """Nothing to do."""
+async def _all_data(start: int, end: int) -> AsyncIterator[Extent]:
+    if start < end:
+        yield Extent(start, end - start)

@@ -1,28 +1,34 @@
 """Opens what a caller names: sources to read, targets to write.
 
 A source is an NBD URI, an `ExportAddress`, the path of an image file or block device, or any `Source`; a target
-likewise, and ``null:``. What the caller made, the caller closes.
+likewise, and ``null:``. ``-`` is standard input or output. What the caller made, the caller closes.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+import stat
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from .errors import SourceError, TargetError, TargetRefusedError, UsageError
+from .errors import NoSpaceError, SourceError, TargetError, TargetRefusedError, UsageError
 from .files import create_file
-from .interfaces import Buffer, Sink, Source
+from .interfaces import Buffer, GrowingSink, Sink, Source
 from .models import ExportAddress, Limits, Retry, Timeouts
 from .nbd.uri import parse_uri
 from .qcow2 import new_qcow2
 from .transport.export import open_export
 from .transport.file import FileSink, FileSource, NullSink
+from .transport.pipe import PipeSink, PipeSource
 from .workers import Workers
 
 NULL = "null:"
+STANDARD = "-"
 
 _Disk = TypeVar("_Disk", Source, Sink)
 
@@ -36,12 +42,33 @@ def parse_disk(disk: str | ExportAddress | _Disk) -> ExportAddress | _Disk:
     return parse_uri(disk) if isinstance(disk, str) else disk
 
 
-def parse_endpoint(place: str | os.PathLike[str] | ExportAddress | _Disk) -> ExportAddress | Path | _Disk | None:
-    """One end of a copy: an export, a file, None for ``null:``, or what the caller opened.
+@dataclass(frozen=True, slots=True)
+class Pipe:
+    """An end of a copy that is no disk: bytes can only follow one another.
+
+    Attributes:
+        fd: The descriptor; it is not closed.
+        name: What it is called in messages.
+    """
+
+    fd: int
+    name: str
+
+
+def parse_endpoint(
+    place: str | os.PathLike[str] | ExportAddress | _Disk, *, standard: int
+) -> ExportAddress | Path | Pipe | _Disk | None:
+    """One end of a copy: an export, a file, a pipe, None for ``null:``, or what the caller opened.
+
+    Args:
+        place: As the caller named it.
+        standard: The descriptor that ``-`` stands for.
 
     Raises:
-        UsageError: The text looks like a URI but is not one of NBD's.
+        UsageError: The text looks like a URI but is not one of NBD's; or it is ``-``, and that is closed or a terminal.
     """
+    if place == STANDARD:
+        return _standard(standard)
     if not isinstance(place, str | os.PathLike):
         return place
     text = os.fspath(place)
@@ -118,12 +145,12 @@ class Endpoints:
     @asynccontextmanager
     async def copy_target(
         self,
-        place: ExportAddress | Path | Sink | None,
+        place: ExportAddress | Path | Pipe | Sink | None,
         *,
         size: int,
         connections: int | None = None,
         requests: int | None = None,
-    ) -> AsyncIterator[Sink]:
+    ) -> AsyncIterator[TargetSink | FileSink | PipeSink | NullSink]:
         """Open the target of a copy for the time of the block; a file is created, or overwritten as nbdcopy does.
 
         Raises:
@@ -138,8 +165,29 @@ class Endpoints:
         elif isinstance(place, Path):
             async with await FileSink.open(place, size=size, workers=self._workers, overwrite=True) as file:
                 yield file
+        elif isinstance(place, Pipe):
+            with PipeSink(place.fd, place.name, size=size, workers=self._workers) as pipe:
+                yield pipe
         else:
             yield checked_target(place, size=size)
+
+    @contextmanager
+    def stream(self, place: Pipe) -> Iterator[PipeSource]:
+        """Open a pipe to read it for the time of the block."""
+        with PipeSource(place.fd, place.name) as pipe:
+            yield pipe
+
+    @asynccontextmanager
+    async def growing_target(
+        self,
+        place: ExportAddress | Path | Pipe | Sink | None,
+        *,
+        connections: int | None = None,
+        requests: int | None = None,
+    ) -> AsyncIterator[GrowingSink]:
+        """As `copy_target`, for a copy whose size only its end tells; a file begins empty."""
+        async with self.copy_target(place, size=0, connections=connections, requests=requests) as target:
+            yield _BoundedSink(target) if isinstance(target, TargetSink) else target
 
     @asynccontextmanager
     async def new_file(self, path: Path, *, size: int) -> AsyncIterator[FileSink]:
@@ -182,6 +230,40 @@ def checked_target(sink: Sink, *, size: int, name: str | None = None) -> TargetS
     return TargetSink(sink, name)
 
 
+def _standard(fd: int) -> Path | Pipe:
+    """Standard input or output: the file that it was redirected to, from its beginning, or else a pipe.
+
+    Raises:
+        UsageError: It is closed, or a terminal.
+    """
+    reading = fd == 0
+    name = "standard input" if reading else "standard output"
+    if (sys.__stdin__ if reading else sys.__stdout__) is None:  # its number may be something else's by now
+        raise UsageError(f"{name} is closed")
+    if os.isatty(fd):
+        raise UsageError(f"{name} is a terminal; use a file or a pipe")
+    try:
+        path = _redirection(fd, os.R_OK if reading else os.R_OK | os.W_OK)
+    except OSError as error:
+        raise UsageError(f"{name} cannot be used: {error.strerror}") from error
+    return path or Pipe(fd, name)
+
+
+def _redirection(fd: int, access: int) -> Path | None:
+    """The path of the file or block device that a descriptor stands at the beginning of, if it may be opened again."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISBLK(status.st_mode):
+        return None
+    if os.lseek(fd, 0, os.SEEK_CUR) != 0 or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND:
+        return None
+    path = Path(os.readlink(f"/proc/self/fd/{fd}"))
+    try:
+        same = os.path.samestat(path.stat(), status)
+    except OSError:  # it has lost its name
+        return None
+    return path if same and os.access(path, access) else None
+
+
 class TargetSink:
     """A sink whose failures are those of a target (exit 21), whatever they are for its implementation."""
 
@@ -208,6 +290,33 @@ class TargetSink:
     async def flush(self) -> bool:
         with _target_errors(self.name):
             return await self.inner.flush()
+
+
+class _BoundedSink:
+    """A sink of fixed size for a disk whose size only its end tells."""
+
+    def __init__(self, target: TargetSink) -> None:
+        self._target = target
+        self.size = target.size
+        self.block_size = target.block_size
+        self.write = target.write
+        self.zero = target.zero
+        self.flush = target.flush
+
+    async def resize(self, size: int) -> None:
+        """See that the disk may end at `size`.
+
+        Raises:
+            NoSpaceError: The target ends before that.
+            TargetError: The target takes only blocks in which `size` bytes do not end.
+        """
+        name = self._target.name
+        if size > self.size:
+            raise NoSpaceError(
+                f"target {name} is full: it has {self.size} bytes, and more are to come", offset=self.size
+            )
+        if size < self.size and size % self.block_size:
+            raise TargetError(f"target {name} takes blocks of {self.block_size} bytes only, the disk ends at {size}")
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from .backup import Backup, BackupRequest, check_id
-from .copying import CopyOptions, copy
-from .endpoints import parse_disk, parse_endpoint
+from .copying import SPARSE_BLOCK, CopyOptions, copy
+from .endpoints import Pipe, parse_disk, parse_endpoint
 from .errors import StateError, TargetRefusedError, UsageError, printable
 from .files import make_directory, storage_error
 from .interfaces import BackupStore, Platform, Sink, Source
@@ -31,6 +31,7 @@ from .platform.plain import PlainPlatform
 from .progress import ProgressCallback, Reporter
 from .resources import Resources
 from .restore import Restore, record_of
+from .streaming import copy_stream
 from .targets import OpenTarget, export_target, file_name, file_target, sink_target
 from .tasks import finish
 
@@ -319,14 +320,16 @@ class Engine:
         request_size: int | None = None,
         destination_is_zero: bool = False,
         synchronous: bool = False,
+        sparse: int = SPARSE_BLOCK,
         progress: ProgressCallback | None = None,
     ) -> Job[CopyResult]:
         """Begin a copy and return a handle on it.
 
         Args:
-            source: NBD URI or address, file or block device, or any `Source`.
-            target: NBD URI or address, file (created, or overwritten) or block device, ``null:``, or any `Sink`.
-            extents, flush, connections, requests, request_size, destination_is_zero, synchronous: As of
+            source: NBD URI or address, file or block device, ``-`` for standard input, or any `Source`.
+            target: NBD URI or address, file (created, or overwritten) or block device, ``null:``, ``-`` for standard
+                output, or any `Sink`.
+            extents, flush, connections, requests, request_size, destination_is_zero, synchronous, sparse: As of
                 `CopyOptions`.
             progress: As of `start_backup`.
 
@@ -341,8 +344,9 @@ class Engine:
             request_size=request_size,
             destination_is_zero=destination_is_zero,
             synchronous=synchronous,
+            sparse=sparse,
         )
-        source_place, target_place = parse_endpoint(source), parse_endpoint(target)
+        source_place, target_place = parse_endpoint(source, standard=0), parse_endpoint(target, standard=1)
         if source_place is None:
             raise UsageError("null: can only be the target of a copy")
         if isinstance(source_place, Path) and isinstance(target_place, Path) and _same_file(source_place, target_place):
@@ -351,6 +355,10 @@ class Engine:
 
         async def work(reporter: Reporter) -> CopyResult:
             endpoints = self._resources.endpoints
+            if isinstance(source_place, Pipe):
+                async with self._resources.slots, endpoints.growing_target(target_place, **share) as growing:
+                    with endpoints.stream(source_place) as stream:
+                        return await copy_stream(stream, growing, options, self._resources, reporter)
             async with (
                 self._resources.slots,
                 endpoints.source(source_place, **share) as opened,
@@ -372,6 +380,7 @@ class Engine:
         request_size: int | None = None,
         destination_is_zero: bool = False,
         synchronous: bool = False,
+        sparse: int = SPARSE_BLOCK,
         progress: ProgressCallback | None = None,
     ) -> CopyResult:
         """Copy a disk; arguments as of `start_copy`.
@@ -394,6 +403,7 @@ class Engine:
             request_size=request_size,
             destination_is_zero=destination_is_zero,
             synchronous=synchronous,
+            sparse=sparse,
             progress=progress,
         ) as job:
             return await job.result()

@@ -105,6 +105,33 @@ class Sink(Protocol):
         ...
 
 
+class GrowingSink(Sink, Protocol):
+    """A sink for a disk whose size shows only at its end."""
+
+    async def resize(self, size: int) -> None:
+        """Let the disk end at `size`, before what lies there is written. It never becomes smaller.
+
+        Raises:
+            NoSpaceError, TargetError: The sink does not take that much.
+        """
+        ...
+
+
+class Stream(Protocol):
+    """Bytes that come in order, and whose number only their end tells."""
+
+    async def read_into(self, buffer: memoryview) -> int:
+        """Fill the buffer with the bytes that come next; one call at a time.
+
+        Returns:
+            Bytes read: fewer than the buffer takes only at the end.
+
+        Raises:
+            SfasyncError: They cannot be read.
+        """
+        ...
+
+
 class ChunkSink(Sink, Protocol):
     """A sink that can also take a range over, unread, from the backup that this one builds on."""
 

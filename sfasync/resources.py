@@ -23,6 +23,7 @@ class Resources:
         workers: Threads for files and digests.
         endpoints: Opens disks.
         slots: Taken by each disk while it is moved.
+        throttle: What every read passes; None without a limit.
     """
 
     def __init__(self, limits: Limits, timeouts: Timeouts, retry: Retry) -> None:
@@ -32,11 +33,11 @@ class Resources:
         self.workers = Workers(_FILE_THREADS, "sfasync-engine")
         self.endpoints = Endpoints(limits, timeouts, self.workers, retry)
         self.slots = asyncio.Semaphore(limits.disks)
-        self._throttle = Throttle(limits.rate) if limits.rate else None
+        self.throttle = Throttle(limits.rate) if limits.rate else None
 
     def throttled(self, source: Source) -> Source:
         """The source, read no faster than the limit allows to all jobs together."""
-        return ThrottledSource(source, self._throttle) if self._throttle else source
+        return ThrottledSource(source, self.throttle) if self.throttle else source
 
     def close(self) -> None:
         """Give everything back; no job may be left."""

@@ -19,6 +19,16 @@ async def test_a_slot_is_writable_and_filled_is_not() -> None:
     assert pool.in_use == 0
 
 
+async def test_what_was_not_filled_cannot_be_seen() -> None:
+    pool = BufferPool(8192)
+    slot = await pool.acquire(100)
+    slot.view[:3] = b"abc"
+    filled = slot.filled(3)
+    assert bytes(filled.view) == b"abc"
+    filled.release()
+    assert pool.in_use == 0
+
+
 async def test_a_slot_cannot_be_filled_twice() -> None:
     pool = BufferPool(8192)
     slot = await pool.acquire(10)

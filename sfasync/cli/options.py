@@ -23,12 +23,17 @@ _SPANS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 # --- values ----------------------------------------------------------------------------------------------------------
 
 
-def size(text: str) -> int:
-    """Bytes, as `units.parse_size` reads them; more than 0."""
+def size_or_zero(text: str) -> int:
+    """Bytes, as `units.parse_size` reads them."""
     try:
-        parsed = parse_size(text)
+        return parse_size(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def size(text: str) -> int:
+    """As `size_or_zero`, but more than 0."""
+    parsed = size_or_zero(text)
     if parsed < 1:
         raise click.BadParameter("must be more than 0")
     return parsed

@@ -200,6 +200,15 @@ class FileSink(_File):
         """A page, so that none is written in part directly and in part through the page cache."""
         return PAGE
 
+    async def resize(self, size: int) -> None:
+        """Let the disk end at `size` bytes: a file gets this length, a block device must have them.
+
+        Raises:
+            NoSpaceError, TargetError: It cannot be made that long.
+        """
+        await self._workers.run_to_end(_extend, self._fds[0], self._path, size)
+        self._size = size
+
     async def write(self, offset: int, data: Buffer) -> None:
         """Write all bytes; past the page cache from memory at a page boundary.
 
@@ -284,6 +293,10 @@ class NullSink:
     @property
     def block_size(self) -> int:
         return 1
+
+    async def resize(self, size: int) -> None:
+        """Let the disk end at `size`."""
+        self._size = size
 
     async def write(self, offset: int, data: Buffer) -> None:
         """Nothing to do."""
@@ -376,6 +389,17 @@ def _resize(fd: int, path: Path, size: int) -> None:
     found = os.lseek(fd, 0, os.SEEK_END)
     if found < size:
         raise TargetRefusedError(f"{_name(path)} has {found} bytes, {size} are needed", path=str(path))
+
+
+def _extend(fd: int, path: Path, size: int) -> None:
+    """Make a file that is being written `size` bytes long; check that a block device has them."""
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        try:
+            os.ftruncate(fd, size)
+        except OSError as error:
+            raise _target_error(error, f"make {_name(path)} {size} bytes long", path) from error
+    elif (found := os.lseek(fd, 0, os.SEEK_END)) < size:
+        raise NoSpaceError(f"{_name(path)} is full: it has {found} bytes, and more are to come", path=str(path))
 
 
 def _is_disk(fd: int) -> bool:

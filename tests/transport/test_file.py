@@ -345,8 +345,29 @@ async def test_closing_can_be_cancelled(tmp_path: Path) -> None:
     workers.close()
 
 
+async def test_a_file_grows_with_what_comes(tmp_path: Path, workers: Workers) -> None:
+    path = tmp_path / "disk.raw"
+    path.write_bytes(b"o" * MiB)
+    wanted = noise(ODD)
+    async with await FileSink.open(path, size=0, workers=workers, overwrite=True) as sink:
+        for offset in range(0, ODD, MiB):
+            piece = wanted[offset : offset + MiB]
+            await sink.resize(offset + len(piece))
+            await sink.write(offset, piece)
+        assert sink.size == ODD
+    assert path.read_bytes() == wanted
+
+
+async def test_a_file_that_cannot_grow(tmp_path: Path, workers: Workers) -> None:
+    async with await FileSink.open(tmp_path / "disk.raw", size=0, workers=workers, overwrite=True) as sink:
+        with pytest.raises(TargetError, match=r"cannot make .* bytes long"):
+            await sink.resize((1 << 63) - 1)
+        assert sink.size == 0
+
+
 async def test_null_takes_everything() -> None:
-    sink = NullSink(1 << 50)
+    sink = NullSink(0)
+    await sink.resize(1 << 50)
     assert sink.size == 1 << 50
     await sink.write(0, b"x")
     await sink.zero(0, 1 << 50)
@@ -366,6 +387,13 @@ def block_device(tmp_path: Path) -> Iterator[Path]:
     device = Path(made.stdout.strip())
     yield device
     subprocess.run(["losetup", "--detach", str(device)], check=True)
+
+
+async def test_a_block_device_does_not_grow(block_device: Path, workers: Workers) -> None:
+    async with await FileSink.open(block_device, size=0, workers=workers, overwrite=True) as sink:
+        await sink.resize(8 * MiB)
+        with pytest.raises(NoSpaceError, match="is full"):
+            await sink.resize(8 * MiB + 1)
 
 
 async def test_a_block_device(block_device: Path, workers: Workers) -> None:

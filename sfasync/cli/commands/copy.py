@@ -10,6 +10,8 @@ from .. import options
 from ..output import Output
 from ..runner import perform
 
+STANDARD = "-"
+
 
 @click.command("copy")
 @click.argument("source", metavar="SRC")
@@ -21,10 +23,27 @@ from ..runner import perform
     show_default=True,
     help="Make the target durable before the copy counts as done.",
 )
-@click.option("--connections", type=click.IntRange(1, 16), metavar="N", help="Connections to each side, 1 to 16.")
-@click.option("--requests", type=click.IntRange(1, 256), metavar="N", help="Requests in flight on each, 1 to 256.")
+@click.option("-C", "--connections", type=click.IntRange(1, 16), metavar="N", help="Connections to each side, 1 to 16.")
+@click.option(
+    "-R", "--requests", type=click.IntRange(1, 256), metavar="N", help="Requests in flight on each, 1 to 256."
+)
 @click.option("--request-size", type=options.size, metavar="SIZE", help="Bytes of a request, a power of two.")
-@click.option("--destination-is-zero", is_flag=True, help="DST reads as zeros already: write no zeros.")
+@click.option(
+    "-S",
+    "--sparse",
+    type=options.size_or_zero,
+    metavar="SIZE",
+    default="64K",
+    show_default=True,
+    help="Make holes of blocks of zeros of this size, a power of two; 0 to write them.",
+)
+@click.option(
+    "--destination-is-zero",
+    "--target-is-zero",
+    "destination_is_zero",
+    is_flag=True,
+    help="DST reads as zeros already: write no zeros.",
+)
 @click.option("--synchronous", is_flag=True, help="One request at a time.")
 @options.retry
 @options.connect_retry
@@ -40,6 +59,7 @@ def command(
     connections: int | None,
     requests: int | None,
     request_size: int | None,
+    sparse: int,
     destination_is_zero: bool,
     synchronous: bool,
     rate: int | None,
@@ -47,13 +67,13 @@ def command(
     outage: float,
     patience: float,
 ) -> int:
-    """Copy the disk SRC to DST: each an NBD URI, a file or a block device; DST also null:, which only reads.
+    """Copy the disk SRC to DST: each an NBD URI, a file, a block device, or - for standard input or output.
 
-    A file is created or overwritten. Exit code 0 means that the copy is durable, unless --no-flush was given.
+    DST may also be null:, which only reads. A file is created or overwritten. Exit code 0 means that the copy is
+    durable, unless --no-flush was given or DST is a pipe.
     """
-    for end in (source, target):
-        if end == "-":
-            raise click.UsageError("'-' is not supported: name a file or an NBD URI ('./-' for a file called so)")
+    if target == STANDARD and output.json:
+        raise click.UsageError("with DST '-' the disk goes to standard output, and --json wants to write there too")
     limits, retry = Limits(memory=memory, rate=rate), Retry(outage=outage, connect=patience)
 
     async def work() -> int:
@@ -68,18 +88,20 @@ def command(
                 connections=connections,
                 requests=requests,
                 request_size=request_size,
+                sparse=sparse,
                 destination_is_zero=destination_is_zero,
                 synchronous=synchronous,
                 progress=output.job_progress(),
             )
-        _report(output, result, flush)
+        output.close_progress()
+        if target != STANDARD:  # where the disk went
+            _report(output, result, flush)
         return 0
 
     return perform(output, work)
 
 
 def _report(output: Output, result: CopyResult, flush: bool) -> None:
-    output.close_progress()
     if flush and not result.durable:
         output.warning("the target does not offer to make bytes durable; its server decides when they are")
     output.remark(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -13,6 +15,12 @@ from ...support.command import finish, sfasync, start
 from ...support.servers import Server, nbdkit
 
 MiB = 1 << 20
+
+
+def binary(*arguments: str | Path) -> subprocess.Popen[bytes]:
+    """As `start`, for a command whose standard output is no text."""
+    process: Any = start(*arguments, text=False)
+    return cast("subprocess.Popen[bytes]", process)
 
 
 def test_from_an_export_to_a_file(server: Server, disk: Path, tmp_path: Path) -> None:
@@ -42,6 +50,9 @@ OPTIONS = [
     ["--request-size", "64K"],
     ["--destination-is-zero"],
     ["--synchronous"],
+    ["--sparse", "0"],
+    ["-C", "2", "-R", "4", "-S", "4K"],
+    ["--target-is-zero"],
     ["--memory", "16M"],
 ]
 
@@ -53,6 +64,90 @@ def test_options(server: Server, disk: Path, tmp_path: Path, options: list[str])
     assert target.read_bytes() == disk.read_bytes()
     assert (result["bytes_zero"] == 0) == ("--no-extents" in options)
     assert result["durable"] == ("--no-flush" not in options)
+
+
+def test_a_pipe_takes_the_disk(server: Server, disk: Path) -> None:
+    process = binary("copy", server.uri, "-")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
+    assert out == disk.read_bytes(), "and nothing but the disk"
+
+
+def test_a_pipe_brings_the_disk(disk: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target.raw"
+    with disk.open("rb") as file, subprocess.Popen(["cat"], stdin=file, stdout=subprocess.PIPE) as cat:
+        ended = finish(start("copy", "-", target, "--json", stdin=cat.stdout))
+    assert (ended.last["size"], ended.last["durable"]) == (16 * MiB + 512, True)
+    assert target.read_bytes() == disk.read_bytes()
+    assert target.stat().st_blocks * 512 < 7 * MiB, "zeros are found, and not allocated"
+
+
+def test_a_pipe_that_brings_more_than_there_is_room_for(disk: Path) -> None:
+    with nbdkit("memory", "4M") as small, subprocess.Popen(["cat", disk], stdout=subprocess.PIPE) as cat:
+        ended = finish(start("copy", "-", small.uri, "--json", stdin=cat.stdout))
+        assert cat.stdout is not None
+        cat.stdout.close()
+    assert (ended.status, ended.last["code"]) == (21, "no-space")
+    assert len(ended.err.splitlines()) == 1
+
+
+def test_redirected_files_are_files(server: Server, disk: Path, tmp_path: Path) -> None:
+    target, back = tmp_path / "target.raw", tmp_path / "back.raw"
+    with target.open("wb") as file:
+        assert finish(start("copy", server.uri, "-", stdout=file)).status == 0
+    assert target.read_bytes() == disk.read_bytes()
+    assert target.stat().st_blocks * 512 < 7 * MiB, "sparse"
+    with target.open("rb") as file:
+        result = finish(start("copy", "-", back, "--json", stdin=file)).last
+    assert result["bytes_zero"] > 0, "holes are known without reading"
+    assert back.read_bytes() == disk.read_bytes()
+
+
+def test_a_file_is_read_and_written_from_where_it_stands(disk: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target.raw"
+    target.write_bytes(b"before")
+    with disk.open("rb", buffering=0) as source, target.open("ab") as end:
+        source.seek(16 * MiB - 1000)
+        assert finish(start("copy", "-", "-", stdin=source, stdout=end)).status == 0
+    assert target.read_bytes() == b"before" + disk.read_bytes()[16 * MiB - 1000 :]
+
+
+def test_the_disk_and_json_do_not_share_standard_output(disk: Path) -> None:
+    ended = sfasync("copy", disk, "-", "--json")
+    assert (ended.status, ended.last["code"]) == (2, "usage")
+
+
+def test_a_reader_that_has_enough(disk: Path) -> None:
+    process = binary("copy", disk, "-")
+    assert process.stdout is not None
+    process.stdout.read(512)
+    process.stdout.close()
+    assert process.stderr is not None
+    assert b"Broken pipe" in process.stderr.read()
+    assert process.wait(10) == 21
+    process.stderr.close()
+
+
+def test_a_reader_that_stops_does_not_hold_up_a_signal(disk: Path) -> None:
+    process = binary("copy", disk, "-")
+    assert process.stdout is not None
+    process.stdout.read(512)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 143
+    assert time.monotonic() - began < 3
+    process.communicate()
+
+
+@pytest.mark.parametrize("ends", [("-", "null:"), ("null:", "-")], ids=" ".join)
+def test_a_terminal_is_no_disk(ends: tuple[str, str]) -> None:
+    outer, terminal = os.openpty()
+    try:
+        ended = finish(start("copy", *ends, stdin=terminal, stdout=terminal))
+    finally:
+        os.close(outer)
+        os.close(terminal)
+    assert ended.status == 2
 
 
 def test_to_nowhere(server: Server) -> None:
