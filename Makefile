@@ -12,7 +12,7 @@ help:
 	@echo "make test        run the tests; ARGS='-k name' goes to pytest"
 	@echo "make test-all    run them on every supported Python that is installed"
 	@echo "make lint        style and types"
-	@echo "make fuzz        property tests with many more examples"
+	@echo "make fuzz        damaged conversations, INPUTS=200000, and property tests with many more examples"
 	@echo "make faults      backups killed or failing at every system call, power cuts, full disks, long random runs"
 	@echo "make soak        random cycles of backup, kill and restore; DURATION=600"
 	@echo "make bench       against nbdcopy and restic; ARGS='--size 4G'"
@@ -49,7 +49,9 @@ lint: setup
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
+INPUTS ?= 200000
 fuzz: packages setup
+	@$(BIN)/python -m fuzz --inputs $(INPUTS)
 	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=fuzz --timeout=0 $(ARGS)
 
 faults: packages setup

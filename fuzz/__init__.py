@@ -1,0 +1,1 @@
+"""Damaged conversations for the pure protocol: ``python -m fuzz``, or ``make fuzz``."""
