@@ -32,7 +32,7 @@ from .progress import ProgressCallback, Reporter
 from .resources import Resources
 from .restore import Restore, record_of
 from .streaming import copy_stream
-from .targets import OpenTarget, export_target, file_name, file_target, sink_target
+from .targets import OpenTarget, check_format, export_target, file_name, file_target, sink_target
 from .tasks import finish
 
 _T = TypeVar("_T")
@@ -208,7 +208,7 @@ class Engine:
                 raise UsageError("a restore to disks restores exactly the disks named, and at least one")
             addresses = {disk: parse_disk(address) for disk, address in to_disks.items()}
             _refuse_shared(addresses)
-        file_name("", image_format)
+        check_format(image_format)
 
         async def work(reporter: Reporter) -> RestoreResult:
             manifest = await self._store.find(backup)

@@ -21,7 +21,7 @@ class Limits:
     """What an engine may use; one set is shared by all its jobs.
 
     Attributes:
-        memory: Bytes for block data in flight: buffers, sealing and packs. At least 16 MiB.
+        memory: Bytes for block data in flight: buffers, sealing and unsealing. At least 16 MiB.
         requests: Requests in flight on one connection, 1 to 256.
         connections: Connections to one disk, 1 to 16; more than one only where the server promises multi-conn.
         disks: Disks moved at the same time, over all jobs of the engine.
@@ -419,7 +419,14 @@ class RestoredDisk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreResult:
-    """A finished restore, durable on its targets."""
+    """A finished restore, durable on its targets.
+
+    Attributes:
+        id, vm: Of the backup.
+        disks: The disks restored, in the order they were asked for.
+        seconds: Wall seconds.
+        warnings: What went wrong without harm to the disks, one line each.
+    """
 
     id: str
     vm: str

@@ -37,14 +37,22 @@ class OpenTarget:
     name: str
 
 
-def file_name(disk_id: str, image_format: str) -> str:
-    """The file name of a restored disk: the id, percent-encoded, and the format.
+def check_format(image_format: str) -> None:
+    """See that image files can have a format.
 
     Raises:
-        UsageError: The id is ``.`` or ``..`` or makes too long a name, or the format is not known.
+        UsageError: It is none of `FORMATS`.
     """
     if image_format not in FORMATS:
         raise UsageError(f"format {image_format!r} is none of {', '.join(FORMATS)}")
+
+
+def file_name(disk_id: str, image_format: str) -> str:
+    """The file name of a restored disk: the id, percent-encoded, and the format, one of `FORMATS`.
+
+    Raises:
+        UsageError: The id is ``.`` or ``..``, or makes too long a name.
+    """
     if disk_id in (".", ".."):
         raise UsageError(f"a disk called {disk_id!r} cannot be restored to a file; restore it to a disk", disk=disk_id)
     name = f"{quote(disk_id, safe='')}.{image_format}"

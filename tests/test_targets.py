@@ -11,7 +11,7 @@ import pytest
 from sfasync.endpoints import Endpoints
 from sfasync.errors import StorageError, TargetRefusedError, UsageError
 from sfasync.models import Limits, Timeouts
-from sfasync.targets import FORMATS, file_name, file_target
+from sfasync.targets import FORMATS, check_format, file_name, file_target
 from sfasync.workers import Workers
 
 SIZE = 1 << 20
@@ -107,9 +107,15 @@ async def test_the_longest_name(tmp_path: Path, endpoints: Endpoints, workers: W
         ("..", "qcow2", "cannot be restored to a file"),
         ("d" * 252, "raw", "too long"),
         ("ü" * 50, "raw", "too long"),
-        ("vda", "vmdk", "none of raw, qcow2"),
     ],
 )
 def test_names_that_no_file_can_have(disk: str, image_format: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         file_name(disk, image_format)
+
+
+def test_formats_that_no_file_can_have() -> None:
+    for image_format in FORMATS:
+        check_format(image_format)
+    with pytest.raises(UsageError, match="none of raw, qcow2"):
+        check_format("vmdk")
