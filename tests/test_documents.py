@@ -51,7 +51,7 @@ def shell(script: str, place: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/howto/tutorial.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/howto/tutorial.md", "docs/howto/copy.md", "docs/howto/info.md"])
 def test_the_shell_examples_work(page: str, place: Path) -> None:
     for program in ("nbdkit", "qemu-img", "qemu-nbd"):
         require(program)
@@ -78,6 +78,15 @@ def test_the_python_example_works(place: Path) -> None:
         ended = subprocess.run([sys.executable, "-c", script], cwd=place, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert (place / "restored" / "vda.raw").stat().st_size == 16 << 20
+
+
+def test_the_programs_of_the_client_page_work(place: Path) -> None:
+    with nbdkit("memory", "64M") as server:
+        script = blocks("docs/howto/client.md", "python").replace("nbd+unix:///?socket=disk.sock", server.uri)
+        strict = [sys.executable, "-W", "error", "-c", script]
+        ended = subprocess.run(strict, cwd=place, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "67108864 False ('base:allocation',)" in ended.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
