@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfasync.extents import Action, Step, align_down, align_up, chunks, pieces
+from sfasync.extents import Action, Step, align_down, align_up, chunks, pieces, with_also
 from sfasync.models import Extent
 
 
@@ -107,6 +107,12 @@ async def test_partial_last_chunk_of_a_disk_of_the_same_size_is_kept() -> None:
     assert picture_of(await backup_plan("aaaabb", "......", parent_size=6)) == "KKKKKK"
 
 
+async def test_short_runs_of_zeros_inside_a_chunk_are_read() -> None:
+    picture = "a0a00aaa0000a000"
+    plan = chunks(stream(extents_of(picture)), size=16, chunk=8, alignment=1, gap=3)
+    assert picture_of([step async for step in plan]) == "DDDDDDDDzzzzDzzz"
+
+
 async def test_a_long_zero_run_is_one_step() -> None:
     size = 1 << 60
     steps = [s async for s in chunks(stream([Extent(0, size, zero=True)]), size=size, chunk=1 << 20, alignment=1)]
@@ -157,3 +163,26 @@ def test_alignment(value: int, alignment: int) -> None:
     assert down <= value <= up
     assert down % alignment == up % alignment == 0
     assert up - down in (0, alignment)
+
+
+async def test_a_plan_may_begin_in_the_middle() -> None:
+    extents = [Extent(5, 3), Extent(8, 8, zero=True), Extent(16, 2)]
+    plan = [step async for step in pieces(stream(extents), size=18, piece=4, alignment=1, start=5)]
+    assert [(step.action, step.offset, step.length) for step in plan] == [
+        (Action.DATA, 5, 3),
+        (Action.ZERO, 8, 8),
+        (Action.DATA, 16, 2),
+    ]
+
+
+RANGES = st.lists(st.tuples(st.integers(0, 99), st.integers(1, 9)), max_size=12).map(sorted)
+
+
+@given(RANGES, RANGES)
+async def test_ranges_that_are_also_meant_come_in_order(
+    changed: list[tuple[int, int]], also: list[tuple[int, int]]
+) -> None:
+    one, other = [Extent(*pair) for pair in changed], [Extent(*pair) for pair in also]
+    found = [extent async for extent in with_also(stream(one), other)]
+    assert [extent.offset for extent in found] == sorted(extent.offset for extent in one + other)
+    assert sorted(found) == sorted(one + other)
