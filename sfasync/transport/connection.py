@@ -88,6 +88,7 @@ class Connection:
         self._stream = stream
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._closing = False
+        self._drained: asyncio.Future[None] | None = None  # set when a close waits for the last replies
 
         self._queue: deque[Command] = deque()
         self._corked = False  # more may be submitted before this turn of the loop ends
@@ -168,20 +169,36 @@ class Connection:
     # --- the end ---
 
     async def aclose(self) -> None:
-        """Say goodbye and close, within the time for that, then abort. Requests still under way fail. Idempotent.
+        """Read what is still to come, say goodbye and close, within the time for that, then abort. Idempotent.
 
-        Cancelling aborts.
+        Requests still under way may finish; those that do not in that time fail. Cancelling aborts.
         """
-        if not self._closing:
-            self._closing = True
-            if not self._stream.paused:
-                self._stream.write(wire.encode_disconnect())
-            self._stream.close()
+        deadline = self._loop.time() + self._timeouts.close
         try:
-            await asyncio.wait([self._closed], timeout=self._timeouts.close)
+            if not self._closing:
+                self._closing = True
+                await self._drain()
+                if not self._stream.paused:
+                    self._stream.write(wire.encode_disconnect())
+                self._stream.close()
+            await asyncio.wait([self._closed], timeout=deadline - self._loop.time())
         finally:
             self.abort()
         await asyncio.wait([self._closed])
+
+    async def _drain(self) -> None:
+        """Wait for the replies to what was sent, half the time for closing at most.
+
+        A client should not leave while it is being answered (proto.md, "Terminating the transmission phase"), and
+        nbdkit 1.32 may abort with all its clients when one does.
+        """
+        if self._session.in_flight and not self._closed.done():
+            self._drained = self._loop.create_future()
+            await asyncio.wait(
+                [self._drained, self._closed],
+                timeout=self._timeouts.close / 2,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
 
     def abort(self, error: SfasyncError | None = None) -> None:
         """End the connection now, without a word; its commands fail, with `error` if that is given. Idempotent."""
@@ -206,6 +223,8 @@ class Connection:
             self._corked = False
         if self._queue:  # also when only abandoned requests were answered: they made room
             self._pump()
+        if self._drained is not None and not self._session.in_flight and not self._drained.done():
+            self._drained.set_result(None)
 
     def secured(self) -> None:
         raise AssertionError("TLS started outside of the handshake")

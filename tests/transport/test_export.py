@@ -739,3 +739,17 @@ async def test_asking_leaves_nothing() -> None:
 
     async with liar(script) as address:
         assert await list_exports(ExportAddress(socket=address.socket)) == [ExportEntry("a")]
+
+
+async def test_a_close_waits_for_the_replies_to_cancelled_reads() -> None:
+    with nbdkit("memory", "64M", "rdelay=100ms", filters=["delay"]) as server:
+        export = await open_export(server.uri)
+        buffers = [memoryview(bytearray(MiB)) for _ in range(8)]
+        reads = [asyncio.create_task(export.read_into(n * MiB, buffer)) for n, buffer in enumerate(buffers)]
+        await asyncio.sleep(0.01)
+        for read in reads:
+            read.cancel()
+        await asyncio.wait(reads)
+        await export.aclose()
+        # a server whose client left while it was answering says that it could not write
+        assert "error" not in server.log.read_text()
