@@ -37,6 +37,7 @@ from .pipeline import transfer
 from .progress import Meter, Reporter
 from .resources import Resources
 from .tasks import cancelled, finish, run_all
+from .units import KiB
 
 log = logging.getLogger("sfasync")
 
@@ -44,6 +45,9 @@ _T = TypeVar("_T")
 
 MODES = ("auto", "full", "incremental")
 BAD_BLOCKS = ("fail", "zero")
+
+_GAP = 64 * KiB
+"""A round trip for the data behind a shorter run of zeros costs more than the zeros (docs/performance.md)."""
 
 _ABORT_SECONDS = 4.0  # cancelling a job ends it within 5 s
 
@@ -123,36 +127,58 @@ class Backup:
         parent = session.parent if request.mode != "full" else None
         base = {disk.id: disk.checkpoint for disk in parent.disks if disk.checkpoint} if parent else {}
         chain = f"{self._store.id}/{request.vm}"
-        async with platform.snapshot(request.vm, disks=request.disks, base=base, chain=chain) as view:
-            snapshot_time = time.time()
-            reporter.enter("running")
-            lists = await self._bad_before(parent)
-            before = {disk.id: _Before(parent.disk(disk.id) if parent else None, lists) for disk in view.disks}
-            disks = (self._disk(session, view, disk, before[disk.id], request, reporter) for disk in view.disks)
-            moved = await _unless_lost(view, run_all(disks))
-            bad = {record.id: blocks for record, blocks in moved if blocks}
-            reporter.enter("committing")
-            files = [await session.add_file(name, data) for name, data in _files(view, bad).items()]
-            manifest = await session.commit(
-                Manifest(
-                    id="",
-                    repository=self._store.id,
-                    seq=session.seq,
-                    vm=request.vm,
-                    vm_name=view.vm_name,
-                    time=snapshot_time,
-                    parent=session.parent.id if session.parent else None,
-                    platform=platform.name,
-                    version=VERSION,
-                    snapshot=view.snapshot_id,
-                    tags=request.tags,
-                    disks=tuple(record for record, _ in moved),
-                    files=tuple(files),
-                    seconds=time.monotonic() - began,
-                )
+        result: BackupResult | None = None
+        try:
+            async with platform.snapshot(request.vm, disks=request.disks, base=base, chain=chain) as view:
+                result = await self._from_view(view, session, parent, request, platform.name, reporter, began)
+        except Exception as error:
+            if result is None:
+                raise
+            log.warning("backup %s: the platform did not clean up: %s", result.id, error)
+            result = replace(result, warnings=(*result.warnings, f"the platform did not clean up: {error}"))
+        assert result is not None, "the platform swallowed a failure"
+        return result
+
+    async def _from_view(
+        self,
+        view: SnapshotView,
+        session: BackupSession,
+        parent: Manifest | None,
+        request: BackupRequest,
+        platform: str,
+        reporter: Reporter,
+        began: float,
+    ) -> BackupResult:
+        """Move the frozen disks, commit, and tell the platform."""
+        snapshot_time = time.time()
+        reporter.enter("running")
+        lists = await self._bad_before(parent)
+        before = {disk.id: _Before(parent.disk(disk.id) if parent else None, lists) for disk in view.disks}
+        disks = (self._disk(session, view, disk, before[disk.id], request, reporter) for disk in view.disks)
+        moved = await _unless_lost(view, run_all(disks))
+        bad = {record.id: blocks for record, blocks in moved if blocks}
+        reporter.enter("committing")
+        files = [await session.add_file(name, data) for name, data in _files(view, bad).items()]
+        manifest = await session.commit(
+            Manifest(
+                id="",
+                repository=self._store.id,
+                seq=session.seq,
+                vm=request.vm,
+                vm_name=view.vm_name,
+                time=snapshot_time,
+                parent=session.parent.id if session.parent else None,
+                platform=platform,
+                version=VERSION,
+                snapshot=view.snapshot_id,
+                tags=request.tags,
+                disks=tuple(record for record, _ in moved),
+                files=tuple(files),
+                seconds=time.monotonic() - began,
             )
-            warnings = [badblocks.describe(disk, blocks) for disk, blocks in bad.items()]
-            warnings += await _tell_committed(view, manifest)
+        )
+        warnings = [badblocks.describe(disk, blocks) for disk, blocks in bad.items()]
+        warnings += await _tell_committed(view, manifest)
         return BackupResult(
             id=manifest.id,
             vm=manifest.vm,
@@ -234,6 +260,7 @@ class Backup:
             size=source.size,
             chunk=writer.chunk_size,
             alignment=source.block_size,
+            gap=_GAP,
             changed=changed,
             parent_size=before.record.size if before.record else None,
         )

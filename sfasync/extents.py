@@ -100,6 +100,7 @@ async def chunks(
     size: int,
     chunk: int,
     alignment: int,
+    gap: int = 1,
     changed: AsyncIterator[Extent] | None = None,
     parent_size: int | None = None,
 ) -> AsyncGenerator[Step, None]:
@@ -121,6 +122,8 @@ async def chunks(
         size: Bytes of the disk.
         chunk: Bytes of a chunk.
         alignment: Alignment of reads; divides `chunk`.
+        gap: Zeros inside a chunk are filled only where there are so many bytes of them; fewer are cheaper to read than
+            to read around.
         changed: Every range that may have changed since the parent, or None if that is not known: nothing is kept.
         parent_size: Bytes of the disk in the parent; needed with `changed`.
     """
@@ -147,7 +150,7 @@ async def chunks(
                 step = Step(Action.KEEP, position, stop - position)
             else:
                 end = min(position + chunk, size)
-                step = Step(Action.DATA, position, end - position, await _zeros_within(zeros, position, end))
+                step = Step(Action.DATA, position, end - position, await _zeros_within(zeros, position, end, gap))
             yield step
             position += step.length
 
@@ -189,11 +192,13 @@ def _whole_chunks(zeros: _Cursor, chunk: int, size: int) -> tuple[int, int] | No
     return (start, end) if start < end else None
 
 
-async def _zeros_within(zeros: _Cursor, start: int, end: int) -> tuple[tuple[int, int], ...]:
+async def _zeros_within(zeros: _Cursor, start: int, end: int, gap: int) -> tuple[tuple[int, int], ...]:
     found = []
     await zeros.skip_to(start)
     while zeros.start < end:
-        found.append((max(zeros.start, start), min(zeros.end, end)))
+        first, last = max(zeros.start, start), min(zeros.end, end)
+        if last - first >= gap:
+            found.append((first, last))
         if zeros.end > end:
             break
         await zeros.advance()

@@ -160,7 +160,17 @@ async def test_a_slow_end_does_not_hide_what_failed(engine: Engine, monkeypatch:
     with pytest.raises(SourceError, match="cannot read"):
         await engine.backup_vm("web-01", {"vda": disk})
     disk.bad.clear()
-    await engine.backup_vm("web-01", {"vda": disk})
+    await engine.backup_vm("web-01", {"vda": disk}, wait=20)  # the thread of the first may still be at it
+
+
+async def test_a_platform_that_fails_to_clean_up_does_not_undo_the_backup(
+    engine: Engine, repository: Repository
+) -> None:
+    platform = TrackingPlatform({"vda": content()})
+    platform.fail_leaving = True
+    first = await engine.backup_vm("web-01", platform=platform)
+    assert first.warnings == ("the platform did not clean up: the snapshot is stuck",)
+    assert [manifest.id for manifest in await repository.backups()] == [first.id]
 
 
 async def test_a_new_disk_is_full_beside_incremental_ones(engine: Engine) -> None:

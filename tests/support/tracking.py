@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from sfasync.errors import LeaseLostError, UsageError
+from sfasync.errors import LeaseLostError, StorageError, UsageError
 from sfasync.interfaces import Sink
 from sfasync.models import Checkpoint, ExportAddress, Extent
 
@@ -94,6 +94,7 @@ class TrackingPlatform:
         vm_disks: The disks of its one VM.
         open_snapshots: Snapshots that were not given back.
         fail_committed: What `committed` fails with.
+        fail_leaving: Leaving a snapshot fails.
         lose_after: The lease is lost when this many bytes of a snapshot were read.
     """
 
@@ -103,6 +104,7 @@ class TrackingPlatform:
         self.vm_disks = {name: TrackedDisk(name, content) for name, content in disks.items()}
         self.open_snapshots = 0
         self.fail_committed: Exception | None = None
+        self.fail_leaving = False
         self.lose_after: int | None = None
         self.last_view: TrackedSnapshot | None = None
         self._made = 0
@@ -132,6 +134,8 @@ class TrackingPlatform:
         finally:
             self.open_snapshots -= 1
             lost.cancel()
+            if self.fail_leaving:
+                raise StorageError("the snapshot is stuck")
 
     @asynccontextmanager
     async def restore(self, vm: str, *, config: bytes | None, disks: Mapping[str, int]) -> AsyncIterator[TrackedTarget]:
