@@ -99,8 +99,8 @@ async def file_target(
             yield OpenTarget(sink, inner if isinstance(inner, Source) else hidden, str(path))
         await workers.run_to_end(_publish, hidden, path, force)
     except BaseException:
-        with suppress(OSError):  # there may be no such file, nor may there ever have been
-            os.unlink(hidden)
+        with suppress(OSError, RuntimeError):  # there may be no such file, and no thread once the engine gave up waiting
+            await workers.run_surely(os.unlink, hidden)
         raise
 
 
