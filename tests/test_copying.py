@@ -106,6 +106,9 @@ async def test_requests_have_the_size_asked_for(source: CountingDisk, target: Co
         {"request_size": 2048},
         {"request_size": 64 * MiB},
         {"request_size": 100_000},
+        {"sparse": 256},
+        {"sparse": 2 * MiB},
+        {"sparse": 5000},
     ],
 )
 async def test_options_out_of_range_are_refused_at_once(
