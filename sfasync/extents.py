@@ -140,10 +140,10 @@ async def chunks(
             await zeros.skip_to(position)
             await touched.skip_to(position)
             keep_stop = min(touched.start, keep_end)
-            while zeros.end <= keep_stop and _whole_chunks(zeros, chunk, size) is None:
+            while zeros.end <= keep_stop and _whole_chunks(zeros, position, chunk, size) is None:
                 await zeros.advance()  # inside chunks that are kept: nobody will ask for it
-            whole = _whole_chunks(zeros, chunk, size)
-            if whole is not None and whole[0] <= position < whole[1]:
+            whole = _whole_chunks(zeros, position, chunk, size)
+            if whole is not None and whole[0] == position:
                 step = Step(Action.ZERO, position, whole[1] - position)
             elif position < keep_stop:
                 stop = keep_stop if whole is None else min(keep_stop, whole[0])
@@ -185,9 +185,9 @@ class _Cursor:
             await self.advance()
 
 
-def _whole_chunks(zeros: _Cursor, chunk: int, size: int) -> tuple[int, int] | None:
-    """The whole chunks in the zero range the cursor stands on, as (start, end), or None."""
-    start = align_up(zeros.start, chunk)
+def _whole_chunks(zeros: _Cursor, position: int, chunk: int, size: int) -> tuple[int, int] | None:
+    """The whole chunks from `position` on in the zero range the cursor stands on, as (start, end), or None."""
+    start = max(align_up(zeros.start, chunk), position)
     end = size if zeros.end >= size else align_down(zeros.end, chunk)
     return (start, end) if start < end else None
 

@@ -95,6 +95,10 @@ async def test_zero_wins_over_keep() -> None:
     assert picture_of(await backup_plan("aaaa0000", "........", parent_size=8)) == "KKKKZZZZ"
 
 
+async def test_zeros_that_end_in_a_kept_chunk() -> None:
+    assert picture_of(await backup_plan("aaaa000000aabbbb", "." * 16, parent_size=16)) == "KKKKZZZZKKKKKKKK"
+
+
 async def test_old_partial_last_chunk_of_a_grown_disk_is_read() -> None:
     assert picture_of(await backup_plan("aaaabbbbcccc", "............", parent_size=6)) == "KKKKDDDDDDDD"
 
