@@ -26,7 +26,7 @@ async def copy_stream(
         target: Made larger with what comes, and written.
         options: How; `extents` plays no part.
         resources: Shared with the engine's other jobs.
-        reporter: Told how far it is.
+        reporter: Told how far it is; the size is what has come so far.
 
     Raises:
         SfasyncError: The first failure; the target has partial content.
