@@ -26,11 +26,37 @@ def is_full(error: OSError) -> bool:
     return error.errno in _FULL
 
 
-def storage_error(error: OSError, doing: str, path: str) -> StorageError:
-    """The error for an operation on a file that failed: ``cannot <doing> <path>: <reason>``."""
+def storage_error(
+    error: OSError, doing: str, path: str, *, file_system: int | None = None, needed: int = 0
+) -> StorageError:
+    """The error for an operation on a file that failed: ``cannot <doing> <path>: <reason>``.
+
+    Args:
+        error: How it failed.
+        doing: What was tried.
+        path: The file.
+        file_system: A descriptor on its file system, if there is one: when that is full, the message tells what is
+            missing.
+        needed: Bytes that were still to be written.
+    """
     kind = NoSpaceError if is_full(error) else StorageError
-    reason = error.strerror or str(error) or type(error).__name__
-    return kind(f"cannot {doing} {printable(path)}: {printable(reason)}", path=path)
+    reason = printable(error.strerror or str(error) or type(error).__name__)
+    if error.errno == errno.ENOSPC and file_system is not None:
+        reason += _what_is_missing(file_system, needed)
+    return kind(f"cannot {doing} {printable(path)}: {reason}", path=path)
+
+
+def _what_is_missing(file_system: int, needed: int) -> str:
+    """What a full file system lacks; empty where it does not tell."""
+    try:
+        found = os.fstatvfs(file_system)
+    except OSError:
+        return ""
+    if found.f_files > 0 and found.f_favail == 0:  # one without a table of inodes says 0 of 0
+        return "; it has no free inodes: remove files, or make it anew with more"
+    # What is not written in bytes, a name or an inode, takes a block at least.
+    missing = max(needed, found.f_frsize) - found.f_bavail * found.f_frsize
+    return f"; at least {missing} bytes are missing" if missing > 0 else ""
 
 
 def write_all(fd: int, data: Buffer) -> None:

@@ -34,6 +34,28 @@ def failing(code: int) -> Callable[..., int]:
 
 
 @pytest.mark.parametrize(
+    ("inodes", "needed", "message"),
+    [
+        ((100, 0), 9, "No space left on device; it has no free inodes: remove files, or make it anew with more"),
+        ((100, 7), 9000, "No space left on device; at least 808 bytes are missing"),
+        ((0, 0), 9000, "No space left on device; at least 808 bytes are missing"),
+        ((100, 7), 8192, "No space left on device"),
+    ],
+)
+def test_what_a_full_file_system_lacks(
+    file: int, monkeypatch: pytest.MonkeyPatch, inodes: tuple[int, int], needed: int, message: str
+) -> None:
+    # f_bsize, f_frsize, f_blocks, f_bfree, f_bavail, f_files, f_ffree, f_favail, f_flag, f_namemax
+    found = os.statvfs_result((4096, 4096, 10, 4, 2, inodes[0], inodes[1], inodes[1], 0, 255))
+    monkeypatch.setattr(os, "fstatvfs", lambda fd: found)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert str(files.storage_error(full, "write", "a", file_system=file, needed=needed)) == f"cannot write a: {message}"
+    monkeypatch.setattr(os, "fstatvfs", failing(errno.EIO))
+    told = str(files.storage_error(full, "write", "a", file_system=file, needed=needed))
+    assert told == "cannot write a: No space left on device"
+
+
+@pytest.mark.parametrize(
     ("code", "kind"), [(errno.ENOSPC, NoSpaceError), (errno.EDQUOT, NoSpaceError), (errno.EIO, StorageError)]
 )
 def test_storage_error(code: int, kind: type[StorageError]) -> None:

@@ -47,8 +47,9 @@ class LocalStore:
     """An `ObjectStore` on a directory. Calls block; any thread may make them.
 
     Args:
-        root: An existing directory. It is opened once: when another file system is mounted over its path, or it is
-            moved, objects still go where they went.
+        root: An existing directory. It is opened once, so everything goes to the directory that it was then. When its
+            path leads elsewhere later, because it was moved, or something was mounted over it or unmounted, no object
+            is created any more.
 
     Raises:
         OSError: The directory cannot be opened.
@@ -85,6 +86,7 @@ class LocalStore:
 
     def writer(self, key: str) -> LocalWriter:
         directory, name = self._split(key)
+        self._check_place()
         try:
             parent = self._open_directory(directory, create=True)
         except OSError as error:
@@ -192,6 +194,20 @@ class LocalStore:
 
     # --- paths ------------------------------------------------------------------------------------------------------
 
+    def _check_place(self) -> None:
+        """See that the path still leads to the directory that was opened.
+
+        Raises:
+            StorageError: It does not: what was created would not be found there.
+        """
+        try:
+            in_place = os.path.samestat(os.stat(self._location), os.fstat(self._root))
+        except OSError as error:
+            raise storage_error(error, "find", self._location) from error
+        if not in_place:
+            where = printable(self._location)
+            raise StorageError(f"{where} is another directory now; mount or move back the one it was", path=where)
+
     def _walk(self, directory: int, prefix: str, depth: int, keys: Keys) -> None:
         """Add the keys below a directory, whose descriptor is closed."""
         try:
@@ -272,7 +288,7 @@ class LocalStore:
         return printable(f"{self._location}/{key}")
 
     def _failure(self, error: OSError, doing: str, key: str) -> StorageError:
-        failure = storage_error(error, doing, f"{self._location}/{key}")
+        failure = storage_error(error, doing, f"{self._location}/{key}", file_system=self._root)
         failure.path = key
         return failure
 
@@ -301,7 +317,7 @@ class LocalWriter:
         try:
             write_all(self._fd, data)
         except OSError as error:
-            raise self._failure(error, "write") from error
+            raise self._failure(error, "write", self._left_of(data)) from error
         self._position += memoryview(data).nbytes
 
     def commit(self) -> None:
@@ -366,8 +382,12 @@ class LocalWriter:
             directory = self._directory
             os.link(self._temporary, self._name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
 
-    def _failure(self, error: OSError, doing: str) -> StorageError:
-        failure = storage_error(error, doing, self._path)
+    def _left_of(self, data: Buffer) -> int:
+        """Bytes of the data that the file has not taken."""
+        return self._position + memoryview(data).nbytes - os.lseek(self._fd, 0, os.SEEK_CUR)
+
+    def _failure(self, error: OSError, doing: str, needed: int = 0) -> StorageError:
+        failure = storage_error(error, doing, self._path, file_system=self._directory, needed=needed)
         failure.path = self._key
         return failure
 

@@ -8,6 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -25,7 +26,7 @@ from ..errors import (
     UsageError,
     printable,
 )
-from ..files import make_directory, storage_error
+from ..files import make_directory, storage_error, sync_directory
 from ..models import Manifest, VerifyResult
 from ..units import MiB
 from ..workers import Workers, settled
@@ -387,6 +388,7 @@ def _init(path: Path, chunk_size: int) -> tuple[LocalStore, Configuration]:
     where = printable(str(path))
     try:
         make_directory(path)
+        _sync_name(path)
         names = [name for name in os.listdir(path) if name not in _NOT_CONTENT and not is_temporary(name)]
         if CONFIG in names:
             raise TargetRefusedError(f"there is a repository in {where} already", path=where)
@@ -402,6 +404,12 @@ def _init(path: Path, chunk_size: int) -> tuple[LocalStore, Configuration]:
     except BaseException:
         store.close()
         raise
+
+
+def _sync_name(path: Path) -> None:
+    """Make the directory itself durable: who made it a moment ago, with mkdir(1), did not."""
+    with suppress(PermissionError):  # a directory above that is for others; they made it
+        sync_directory(path.parent)
 
 
 def _create_configuration(store: LocalStore, chunk_size: int) -> Configuration:

@@ -211,3 +211,25 @@ def test_a_directory_that_vanished_is_made_again(tmp_path: Path, store: LocalSto
     (tmp_path / "a/b").rmdir()
     store.put("a/b/two", b"x")
     assert store.list("") == ["a/b/two"]
+
+
+def test_nothing_is_created_when_the_path_leads_elsewhere(tmp_path: Path) -> None:
+    place, moved = tmp_path / "place", tmp_path / "moved"
+    place.mkdir()
+    store = LocalStore(place)
+    try:
+        store.put("a/one", b"x")
+        place.rename(moved)
+        with pytest.raises(StorageError, match=r"cannot find .*/place: No such file or directory"):
+            store.put("a/two", b"x")
+        place.mkdir()
+        with pytest.raises(StorageError, match="/place is another directory now; mount or move back the one it was"):
+            store.put("a/two", b"x")
+        assert store.get("a/one", limit=1) == b"x", "what is being read can be read to its end"
+        assert files(place) == []
+        place.rmdir()
+        moved.rename(place)
+        store.put("a/two", b"x")
+        assert store.list("") == ["a/one", "a/two"]
+    finally:
+        store.close()

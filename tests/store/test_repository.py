@@ -65,6 +65,16 @@ async def test_create_makes_one_where_none_is(place: Path) -> None:
         pass
 
 
+async def test_the_name_of_its_directory_is_durable_whoever_made_it(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.mkdir()
+    synced: list[Path] = []
+    monkeypatch.setattr("sfasync.store.repository.sync_directory", synced.append)
+    async with await Repository.init(place):
+        assert synced == [place.parent]
+
+
 async def test_two_who_create_get_the_same_one(place: Path) -> None:
     opened = await asyncio.gather(*(Repository.open(place, create=True) for _ in range(6)))
     assert len({repository.id for repository in opened}) == 1
