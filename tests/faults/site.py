@@ -12,6 +12,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -64,26 +65,24 @@ class Site:
             disk.write(self._source.randbytes(size))
 
     def start(
-        self, *arguments: str, program: tuple[str, ...] = ("sfasync",), preload: str | None = None
+        self, *arguments: str, program: tuple[str, ...] = ("sfasync",), env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
         """Start the command; what it says goes to a file."""
-        own = {"SFASYNC_REPOSITORY": str(self.repository), "XDG_CACHE_HOME": str(self._cache)}
-        if preload is not None:
-            own["LD_PRELOAD"] = preload
+        own = {"SFASYNC_REPOSITORY": str(self.repository), "XDG_CACHE_HOME": str(self._cache), **(env or {})}
         with self.log.open("wb") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", *program, *arguments], stdout=log, stderr=log, env=os.environ | own
             )
 
     def start_backup(
-        self, uri: str, *, program: tuple[str, ...] = ("sfasync",), preload: str | None = None
+        self, uri: str, *options: str, program: tuple[str, ...] = ("sfasync",), env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
         """Start a backup of the disk, which is served at `uri`."""
-        return self.start("backup", VM, "--disk", f"{DISK}={uri}", program=program, preload=preload)
+        return self.start("backup", VM, "--disk", f"{DISK}={uri}", *options, program=program, env=env)
 
-    def back_up(self, uri: str) -> int:
+    def back_up(self, uri: str, *options: str) -> int:
         """The exit status of a backup."""
-        return self.start_backup(uri).wait(_WAIT)
+        return self.start_backup(uri, *options).wait(_WAIT)
 
     def until_session(self, process: subprocess.Popen[bytes]) -> None:
         """Wait until a backup that was started has its session, or has ended."""
@@ -129,6 +128,7 @@ class Site:
             # The next one needs no help, and leaves nothing that has to be explained but what verify calls left over.
             await engine.backup_vm(VM, {DISK: MemoryDisk(self.image.read_bytes())})
             self._account_for(await repository.backups(), True)
+            assert await repository.find(f"{VM}@latest") == (await repository.backups())[-1]
             verified = await repository.verify(data=True)
             assert verified.ok, verified.problems
             assert not any("/sessions/" in name for name in verified.leftovers), verified.leftovers

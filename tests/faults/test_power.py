@@ -92,7 +92,7 @@ def test_without_fsync_what_was_acknowledged_is_lost(tmp_path: Path) -> None:
         site = Site(tmp_path, mounted.mount / "repository")
         site.init()
         with nbdkit("file", site.image, "--readonly") as server:
-            process = site.start_backup(server.uri, preload=libraries[0])
+            process = site.start_backup(server.uri, env={"LD_PRELOAD": libraries[0]})
             assert process.wait(60) == 0, site.said()
             mounted.cut("all")
         mounted.restart()

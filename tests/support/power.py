@@ -69,6 +69,10 @@ class Disk:
         """Unmount it."""
         _run("umount", self.mount)
 
+    def detach(self) -> None:
+        """Unmount it from under those who use it."""
+        _run("umount", "--lazy", self.mount)
+
     def cut(self, how: str) -> None:
         cut(self.mount, how)
 
