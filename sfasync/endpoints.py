@@ -303,7 +303,10 @@ class _BoundedSink:
         self.zero = target.zero
         self.flush = target.flush
 
-    async def resize(self, size: int) -> None:
+    async def end(self, size: int) -> None:
+        """Nothing to do: what lies behind the end stays."""
+
+    async def grow(self, size: int) -> None:
         """See that the disk may end at `size`.
 
         Raises:

@@ -108,11 +108,19 @@ class Sink(Protocol):
 class GrowingSink(Sink, Protocol):
     """A sink for a disk whose size shows only at its end."""
 
-    async def resize(self, size: int) -> None:
-        """Let the disk end at `size`, before what lies there is written. It never becomes smaller.
+    async def grow(self, size: int) -> None:
+        """Make room for a disk of `size` bytes or more, before what lies there is written.
 
         Raises:
             NoSpaceError, TargetError: The sink does not take that much.
+        """
+        ...
+
+    async def end(self, size: int) -> None:
+        """Let the disk end at `size`, when everything is written.
+
+        Raises:
+            NoSpaceError, TargetError: It cannot be done.
         """
         ...
 

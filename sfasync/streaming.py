@@ -36,6 +36,7 @@ async def copy_stream(
     reporter.enter("running")
     intake = _Intake(source, target, options, resources, meter)
     await run_all(intake.lane() for _ in range(lane_count(options, resources.limits)))
+    await target.end(meter.size)
     reporter.enter("committing")
     durable = options.flush and await target.flush()
     return CopyResult(
@@ -85,7 +86,7 @@ class _Intake:
                 return None
             if self._throttle is not None:
                 await self._throttle.take(count)
-            await self._target.resize(self._meter.size + count)
+            await self._target.grow(self._meter.size + count)
             self._meter.read += count
             self._meter.size += count
             return slot.filled(count)

@@ -29,6 +29,7 @@ from ..errors import (
     UsageError,
     printable,
 )
+from ..extents import align_up
 from ..files import PAGE, data_ranges, is_full, punch_hole, read_at, reopen_direct, sync_directory, write_at
 from ..interfaces import Buffer
 from ..models import Extent
@@ -39,6 +40,8 @@ __all__ = ["FileSink", "FileSource", "NullSink"]
 
 _EXTENTS_IN_ONE_CALL = 1024
 _ZEROED_IN_ONE_CALL = 256 * MiB  # what a slow disk overwrites while a cancelled job waits
+
+_GROWN_IN_ONE_STEP = 256 * MiB  # by a file whose size is not known before
 
 _ZEROS = mmap.mmap(-1, MiB)  # at a page boundary, for direct writes; never written to
 
@@ -175,6 +178,7 @@ class FileSink(_File):
     def __init__(self, path: Path, fds: tuple[int, ...], size: int, workers: Workers) -> None:
         super().__init__(path, fds, size, workers)
         self._direct = fds[1] if len(fds) > 1 else None
+        self._room = size  # how long the file is
         self._lost: str | None = None  # why `flush` failed
 
     @classmethod
@@ -200,13 +204,25 @@ class FileSink(_File):
         """A page, so that none is written in part directly and in part through the page cache."""
         return PAGE
 
-    async def resize(self, size: int) -> None:
-        """Let the disk end at `size` bytes: a file gets this length, a block device must have them.
+    async def grow(self, size: int) -> None:
+        """Let the disk have `size` bytes: a file becomes that long or longer, a block device must have them.
 
         Raises:
             NoSpaceError, TargetError: It cannot be made that long.
         """
-        await self._workers.run_to_end(_extend, self._fds[0], self._path, size)
+        if size > self._room:
+            # In steps: changing the length waits for all direct writes under way.
+            room = align_up(size, _GROWN_IN_ONE_STEP)
+            self._room = await self._workers.run_to_end(_extend, self._fds[0], self._path, size, room)
+        self._size = size
+
+    async def end(self, size: int) -> None:
+        """Give a file its length; a block device keeps what it has beyond.
+
+        Raises:
+            NoSpaceError, TargetError: It cannot be made that long.
+        """
+        self._room = await self._workers.run_to_end(_extend, self._fds[0], self._path, size, size)
         self._size = size
 
     async def write(self, offset: int, data: Buffer) -> None:
@@ -294,9 +310,12 @@ class NullSink:
     def block_size(self) -> int:
         return 1
 
-    async def resize(self, size: int) -> None:
-        """Let the disk end at `size`."""
+    async def grow(self, size: int) -> None:
+        """Let the disk have `size` bytes."""
         self._size = size
+
+    async def end(self, size: int) -> None:
+        """Nothing to do."""
 
     async def write(self, offset: int, data: Buffer) -> None:
         """Nothing to do."""
@@ -391,15 +410,18 @@ def _resize(fd: int, path: Path, size: int) -> None:
         raise TargetRefusedError(f"{_name(path)} has {found} bytes, {size} are needed", path=str(path))
 
 
-def _extend(fd: int, path: Path, size: int) -> None:
-    """Make a file that is being written `size` bytes long; check that a block device has them."""
+def _extend(fd: int, path: Path, size: int, room: int) -> int:
+    """Make a file `room` bytes long; check that a block device has `size` bytes. Returns how many there are."""
     if stat.S_ISREG(os.fstat(fd).st_mode):
         try:
-            os.ftruncate(fd, size)
+            os.ftruncate(fd, room)
         except OSError as error:
-            raise _target_error(error, f"make {_name(path)} {size} bytes long", path) from error
-    elif (found := os.lseek(fd, 0, os.SEEK_END)) < size:
+            raise _target_error(error, f"make {_name(path)} {room} bytes long", path) from error
+        return room
+    found = os.lseek(fd, 0, os.SEEK_END)
+    if found < size:
         raise NoSpaceError(f"{_name(path)} is full: it has {found} bytes, and more are to come", path=str(path))
+    return found
 
 
 def _is_disk(fd: int) -> bool:

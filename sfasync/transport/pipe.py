@@ -103,7 +103,7 @@ class PipeSink(_Pipe):
     Args:
         fd: A descriptor to write, which stays the caller's.
         name: What it is called in messages.
-        size: Bytes to come; `resize` says otherwise.
+        size: Bytes to come, as far as known.
         workers: Where blocking calls run.
     """
 
@@ -122,9 +122,12 @@ class PipeSink(_Pipe):
     def block_size(self) -> int:
         return 1
 
-    async def resize(self, size: int) -> None:
-        """Let the disk end at `size`."""
+    async def grow(self, size: int) -> None:
+        """Expect so many bytes."""
         self._size = size
+
+    async def end(self, size: int) -> None:
+        """Nothing to do: everything has gone."""
 
     async def write(self, offset: int, data: Buffer) -> None:
         """Put all bytes through. Cancelling leaves a part of them out for good.

@@ -352,8 +352,9 @@ async def test_a_file_grows_with_what_comes(tmp_path: Path, workers: Workers) ->
     async with await FileSink.open(path, size=0, workers=workers, overwrite=True) as sink:
         for offset in range(0, ODD, MiB):
             piece = wanted[offset : offset + MiB]
-            await sink.resize(offset + len(piece))
+            await sink.grow(offset + len(piece))
             await sink.write(offset, piece)
+        await sink.end(ODD)
         assert sink.size == ODD
     assert path.read_bytes() == wanted
 
@@ -361,13 +362,14 @@ async def test_a_file_grows_with_what_comes(tmp_path: Path, workers: Workers) ->
 async def test_a_file_that_cannot_grow(tmp_path: Path, workers: Workers) -> None:
     async with await FileSink.open(tmp_path / "disk.raw", size=0, workers=workers, overwrite=True) as sink:
         with pytest.raises(TargetError, match=r"cannot make .* bytes long"):
-            await sink.resize((1 << 63) - 1)
+            await sink.grow((1 << 63) - 512 * MiB)
         assert sink.size == 0
 
 
 async def test_null_takes_everything() -> None:
     sink = NullSink(0)
-    await sink.resize(1 << 50)
+    await sink.grow(1 << 50)
+    await sink.end(1 << 50)
     assert sink.size == 1 << 50
     await sink.write(0, b"x")
     await sink.zero(0, 1 << 50)
@@ -391,9 +393,9 @@ def block_device(tmp_path: Path) -> Iterator[Path]:
 
 async def test_a_block_device_does_not_grow(block_device: Path, workers: Workers) -> None:
     async with await FileSink.open(block_device, size=0, workers=workers, overwrite=True) as sink:
-        await sink.resize(8 * MiB)
+        await sink.grow(8 * MiB)
         with pytest.raises(NoSpaceError, match="is full"):
-            await sink.resize(8 * MiB + 1)
+            await sink.grow(8 * MiB + 1)
 
 
 async def test_a_block_device(block_device: Path, workers: Workers) -> None:
