@@ -62,6 +62,7 @@ class Scene:
 
     def serve(self, *options: str, filters: tuple[str, ...] = (), tcp: bool = False, tls: bool = False) -> Server:
         known = self.certificates if tls else None
+        options += ("--threads=1",) if tcp else ()  # behind a proxy (support/resetting.py)
         return self.stack.enter_context(nbdkit("file", self.image, *options, filters=filters, tcp=tcp, tls=known))
 
     def proxy(self, server: Server, *, every: int | None = None, polite: bool = False) -> Proxy:
@@ -112,7 +113,7 @@ async def f1_outage_that_is_too_long(scene: Scene) -> None:
 
 async def f2_reset_in_writes(scene: Scene) -> None:
     server = scene.stack.enter_context(
-        nbdkit("file", scene.target, "wdelay=50ms", "--threads=4", tcp=True, filters=("delay",))
+        nbdkit("file", scene.target, "wdelay=50ms", "--threads=1", tcp=True, filters=("delay",))
     )
     proxy = scene.proxy(server)
 

@@ -4,7 +4,8 @@ with nbdkit("pattern", "1G", tcp=True) as server, resetting(server, every=40 * M
     async with await open_export(proxy.uri, retry=Retry()) as export: ...
 
 It has threads of its own, so that it goes on while a test blocks its loop or waits for a process. The server itself is
-treated gently: nbdkit 1.32 aborts when a connection is reset over many replies, so what it still says is taken in.
+treated gently: nbdkit 1.32 aborts when a connection is reset over many replies, so what it still says is taken in. It
+aborts as well when a connection ends between two of its threads: let it have one (``--threads=1``).
 """
 
 from __future__ import annotations

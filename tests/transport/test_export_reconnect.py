@@ -91,7 +91,9 @@ async def test_many_resets(
     # The proxy's own count would take in what a reset finds in the buffers of the kernel, which may be megabytes.
     monkeypatch.setattr(Stream, "buffer_updated", counted)
     with ExitStack() as stack:
-        server = stack.enter_context(nbdkit("pattern", str(size), tcp=True, tls=certificates if tls else None))
+        server = stack.enter_context(
+            nbdkit("pattern", str(size), "--threads=1", tcp=True, tls=certificates if tls else None)
+        )
         proxy = stack.enter_context(resetting(server, every=size // resets, most=resets))
         async with await open_export(proxy.uri, connections=connections, retry=QUICK) as export:
             assert await read_all(export, 256 * KiB) == pattern(size)
@@ -101,7 +103,10 @@ async def test_many_resets(
 
 
 async def test_polite_ends() -> None:
-    with nbdkit("pattern", "32M", tcp=True) as server, resetting(server, every=3 * MiB, polite=True) as proxy:
+    with (
+        nbdkit("pattern", "32M", "--threads=1", tcp=True) as server,
+        resetting(server, every=3 * MiB, polite=True) as proxy,
+    ):
         async with await open_export(proxy.uri, retry=QUICK) as export:
             assert await read_all(export) == pattern(32 * MiB)
     assert proxy.resets > 5
@@ -155,7 +160,7 @@ async def test_block_status_is_asked_again() -> None:
 
 
 async def test_an_outage_that_ends_in_time_and_one_that_does_not() -> None:
-    with nbdkit("pattern", "8M", tcp=True) as server, resetting(server) as proxy:
+    with nbdkit("pattern", "8M", "--threads=1", tcp=True) as server, resetting(server) as proxy:
         async with await open_export(proxy.uri, retry=QUICK) as export:
             proxy.down = True
             proxy.reset()
@@ -173,7 +178,7 @@ async def test_an_outage_that_ends_in_time_and_one_that_does_not() -> None:
 
 
 async def test_cancelling_and_closing_in_an_outage() -> None:
-    with nbdkit("pattern", "8M", tcp=True) as server, resetting(server) as proxy:
+    with nbdkit("pattern", "8M", "--threads=1", tcp=True) as server, resetting(server) as proxy:
         async with await open_export(proxy.uri, retry=QUICK) as export:
             proxy.down = True
             proxy.reset()
@@ -192,7 +197,7 @@ async def test_cancelling_and_closing_in_an_outage() -> None:
 
 
 async def test_without_retries_a_loss_is_a_loss() -> None:
-    with nbdkit("pattern", "8M", tcp=True) as server, resetting(server) as proxy:
+    with nbdkit("pattern", "8M", "--threads=1", tcp=True) as server, resetting(server) as proxy:
         async with await open_export(proxy.uri) as export:
             proxy.reset()
             with pytest.raises(ConnectionLostError):
@@ -430,7 +435,7 @@ async def test_a_flush_that_failed_stays_failed() -> None:
 
 async def test_writes_that_nobody_vouches_for_have_to_be_written_again() -> None:
     content = noise(8 * MiB)
-    with nbdkit("memory", "8M", tcp=True) as server, resetting(server) as proxy:
+    with nbdkit("memory", "8M", "--threads=1", tcp=True) as server, resetting(server) as proxy:
         async with await open_export(proxy.uri, retry=QUICK) as export:
             await export.write(0, content[: 2 * MiB])
             await export.flush()
@@ -453,7 +458,7 @@ async def test_writes_that_nobody_vouches_for_have_to_be_written_again() -> None
 
 
 async def test_a_connection_that_stayed_vouches_for_those_that_went() -> None:
-    with nbdkit("memory", "8M", tcp=True) as server, resetting(server) as proxy:
+    with nbdkit("memory", "8M", "--threads=1", tcp=True) as server, resetting(server) as proxy:
         async with await open_export(server.uri, retry=QUICK, connections=4) as export:
             await write_all(export, noise(8 * MiB), 64 * KiB)
             for connection in export._connections.each()[1:]:
@@ -466,7 +471,7 @@ async def test_a_connection_that_stayed_vouches_for_those_that_went() -> None:
 
 async def test_writes_in_flight_are_written_again() -> None:
     content = random.Random(7).randbytes(32 * MiB)
-    with nbdkit("memory", "32M", tcp=True) as server, resetting(server) as proxy:
+    with nbdkit("memory", "32M", "--threads=1", tcp=True) as server, resetting(server) as proxy:
         async with await open_export(proxy.uri, retry=QUICK) as export:
             task = asyncio.create_task(write_all(export, content, 256 * KiB))
             for _ in range(4):
@@ -513,7 +518,7 @@ async def test_nothing_is_kept_of_what_failed(tmp_path: Path) -> None:
 
 
 def test_the_proxy_is_not_in_the_way() -> None:
-    with nbdkit("pattern", "4M", tcp=True) as server, resetting(server) as proxy:
+    with nbdkit("pattern", "4M", "--threads=1", tcp=True) as server, resetting(server) as proxy:
         port = proxy.uri.rpartition(":")[2].strip("/")
         subprocess.run(["nbdinfo", "--size", f"nbd://127.0.0.1:{port}/"], check=True, capture_output=True)
         assert proxy.resets == 0
