@@ -99,7 +99,7 @@ async def file_target(
             yield OpenTarget(sink, inner if isinstance(inner, Source) else hidden, str(path))
         await workers.run_to_end(_publish, hidden, path, force)
     except BaseException:
-        with suppress(OSError, RuntimeError):  # there may be no such file, and no thread once the engine gave up waiting
+        with suppress(OSError, RuntimeError):  # no such file; no thread once the engine gave up waiting
             await workers.run_surely(os.unlink, hidden)
         raise
 
