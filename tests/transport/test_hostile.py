@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import ssl
 import tracemalloc
@@ -12,17 +13,19 @@ from pathlib import Path
 
 import pytest
 
+from sfasync import Engine, Repository
 from sfasync.errors import SfasyncError
 from sfasync.models import ExportAddress, Timeouts, TlsPolicy
 from sfasync.transport.export import open_export
 from sfasync.units import MiB
 
-from ..support.behaviours import BEHAVIOURS, READ, THREATS, Behaviour
+from ..support import peer
+from ..support.behaviours import BEHAVIOURS, READ, SIZE, THREATS, Behaviour
 from ..support.liar import Client, Script, liar
 
 SECONDS = 15.0
 ALLOCATED = 64 * MiB
-HURRIED = Timeouts(connect=0.4, stall=0.3, request=0.6, close=0.2)
+HURRIED = Timeouts(connect=0.8, stall=0.3, request=0.6, close=0.2)
 
 HELD_ELSEWHERE = {
     "T13": "tests/transport/test_tls_matrix.py",
@@ -92,6 +95,33 @@ async def test_hostile_servers(behaviour: Behaviour, certificates: Path, memory:
     assert len(message) < 1024
     assert seconds < SECONDS
     assert allocated < ALLOCATED
+
+
+async def test_a_disk_that_changes_its_mind_is_asked_once(tmp_path: Path) -> None:
+    """T8: what is digested, stored and restored is one answer, because no byte is asked for twice."""
+    said: dict[int, bytes] = {}
+    chance = random.Random(1)
+
+    async def script(client: Client) -> None:
+        await client.open(SIZE)
+        while (request := await client.request()).kind != peer.DISC:
+            if request.kind == peer.BLOCK_STATUS:
+                await client.say(peer.status(request.cookie, [(request.length, 0)]))
+                continue
+            assert request.offset not in said
+            said[request.offset] = chance.randbytes(request.length)
+            await client.say(peer.data(request.cookie, request.offset, said[request.offset], done=True))
+
+    async with (
+        liar(script) as address,
+        await Repository.open(tmp_path / "repository", create=True) as repository,
+        Engine(repository) as engine,
+    ):
+        backup = await engine.backup_vm("web-01", disks={"vda": address})
+        assert (await engine.verify(backup.id, data=True)).ok
+        await engine.restore_vm(backup.id, to=tmp_path, verify_after=True)
+    assert (tmp_path / "vda.raw").read_bytes() == b"".join(said[offset] for offset in sorted(said))
+    assert sum(map(len, said.values())) == SIZE
 
 
 def test_every_threat_is_held() -> None:
