@@ -36,7 +36,7 @@ def bytes_of_ext4(place: Path) -> Iterator[Path]:
 
 @contextmanager
 def inodes_of_ext4(place: Path) -> Iterator[Path]:
-    with disk(place, "ext4", "-N", "160", size=64 * MIB) as mounted:
+    with disk(place, "ext4", "-N", "640", size=64 * MIB) as mounted:
         yield mounted.mount
 
 
@@ -48,7 +48,7 @@ def bytes_of_tmpfs(place: Path) -> Iterator[Path]:
 
 @contextmanager
 def inodes_of_tmpfs(place: Path) -> Iterator[Path]:
-    with tmpfs(place / "mount", "size=64m,nr_inodes=160") as mounted:
+    with tmpfs(place / "mount", "size=64m,nr_inodes=640") as mounted:
         yield mounted
 
 
