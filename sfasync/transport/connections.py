@@ -198,6 +198,8 @@ class Connections:
             interrupted = None if self._replacing is None else await cancelled(self._replacing)
             await asyncio.gather(*(connection.aclose() for connection in self._all))
         finally:
+            for connection in self._all:
+                connection.abort()  # closed already, unless a cancellation came before its task had begun
             self._wake()
         if interrupted is not None:
             raise interrupted
