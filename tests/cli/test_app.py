@@ -81,8 +81,6 @@ USAGE = [
     ["list", "--repo", "r", "--since", "yesterday"],
     ["show"],
     ["copy", "a"],
-    ["copy", "-", "b"],
-    ["copy", "a", "-"],
     ["copy", "null:", "b"],
     ["copy", "http://host/a", "b"],
     ["copy", "a", "b", "--connections", "0"],
