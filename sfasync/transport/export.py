@@ -9,38 +9,30 @@ What fails is asked again by `Call`; a range that keeps failing is narrowed down
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Generator, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, Self
 
 from ..errors import (
     ExportError,
-    RemoteProtocolError,
     RequestError,
     SfasyncError,
     UsageError,
     WritesLostError,
     printable,
 )
-from ..extents import align_down, align_up
+from ..extents import align_down
 from ..interfaces import Buffer
 from ..models import NO_RETRY, ExportAddress, Extent, Limits, Retry, Timeouts
-from ..nbd import const, wire
-from ..nbd.handshake import ExportEntry, ExportInfo, Handshake, listing, querying
+from ..nbd import const
 from ..nbd.session import Command
 from ..nbd.uri import parse_uri
+from .block_status import BlockStatus
 from .call import Call, Failure
 from .connection import Connection
 from .connections import LOST, Choose, Connections, Recipe
-from .negotiation import negotiate
 from .survey import Survey
-from .tls import client_context
-
-_logger = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
 
 _ZEROS: Final = memoryview(bytes(1 << 20))
 
@@ -101,46 +93,6 @@ async def open_export(
     return export
 
 
-async def list_exports(address: ExportAddress | str, *, timeouts: Timeouts | None = None) -> list[ExportEntry]:
-    """The exports that a server lists; the export that the address names plays no part.
-
-    Raises:
-        ExportError: The server does not list its exports.
-        NbdError, TlsError, UsageError: As `open_export`.
-    """
-    address = parse_uri(address) if isinstance(address, str) else address
-    handshake = listing(printable(address.peer), tls=address.tls_style)
-    return await _ask(address, handshake, timeouts or Timeouts())
-
-
-async def query_export(
-    address: ExportAddress | str, name: str | None = None, *, timeouts: Timeouts | None = None
-) -> ExportInfo:
-    """What a server says of an export and the metadata contexts it has, without opening it.
-
-    Args:
-        address: The server, and the export.
-        name: Another export of that server.
-        timeouts: Budgets in seconds.
-
-    Raises:
-        ExportError: The server does not have the export, or is too old to tell.
-        NbdError, TlsError, UsageError: As `open_export`.
-    """
-    address = parse_uri(address) if isinstance(address, str) else address
-    handshake = querying(
-        printable(address.peer), tls=address.tls_style, export=address.export if name is None else name
-    )
-    return await _ask(address, handshake, timeouts or Timeouts())
-
-
-async def _ask(address: ExportAddress, handshake: Handshake[_T], timeouts: Timeouts) -> _T:
-    context = None if address.tls is None else client_context(address.tls)
-    stream, answer = await negotiate(address, handshake, context=context, timeout=timeouts.connect)
-    stream.close()
-    return answer
-
-
 class Export:
     """An open export: a `Source` and a `Sink`. Belongs to one event loop; made by `open_export`.
 
@@ -162,12 +114,14 @@ class Export:
         self._flushing = asyncio.Lock()
         self._flush_error: RequestError | None = None
         self._peer = printable(recipe.address.peer)
-        self._warned = False
         sizes = first.info.block_sizes
         self._minimum = sizes.minimum if sizes else 1
         maximum = min(sizes.maximum, const.PORTABLE_PAYLOAD) if sizes else const.PORTABLE_PAYLOAD
         self._payload = align_down(maximum, self._minimum)
         self._effect = min(align_down(sizes.maximum, self._minimum), _ZERO_PIECE) if sizes else _ZERO_PIECE
+        self._status = BlockStatus(
+            self._ask, self.abort, peer=self._peer, block=self._minimum, contexts=first.info.contexts
+        )
 
     def __repr__(self) -> str:
         return f"<Export {self.info.name!r} of {self.size} bytes, {self._connections}>"
@@ -448,11 +402,11 @@ class Export:
 
     # --- block status ---
 
-    async def extents(self, offset: int = 0, length: int | None = None) -> AsyncGenerator[Extent, None]:
+    def extents(self, offset: int = 0, length: int | None = None) -> AsyncGenerator[Extent, None]:
         """What the server says of a range without reading it: adjacent extents, in order, covering it exactly.
 
-        Memory does not grow with the disk. Where the server cannot say, the rest is one extent of data, and a warning
-        is logged, once.
+        Memory does not grow with the disk. What the server does not say, or says in such small pieces that reading is
+        quicker than asking, is data, and a warning is logged, once.
 
         Raises:
             UsageError: The range is not inside the export.
@@ -460,48 +414,24 @@ class Export:
         """
         length = self.size - offset if length is None else length
         self._check_inside("block status", offset, length)
-        position, end = offset, offset + length
-        try:
-            if const.BASE_ALLOCATION in self.info.contexts:
-                async for start, count, flags in self.block_status(const.BASE_ALLOCATION, offset, length):
-                    zero, hole = bool(flags & const.STATE_ZERO), bool(flags & const.STATE_HOLE)
-                    yield Extent(start, count, zero=zero, hole=hole)
-                    position = start + count
-        except RequestError as error:
-            if not self._warned:
-                self._warned = True
-                _logger.warning("%s: no block status, so everything is read: %s", self._peer, error)
-        if position < end:
-            yield Extent(position, end - position)
+        return self._status.extents(offset, length)
 
-    async def block_status(self, context: str, offset: int, length: int) -> AsyncGenerator[tuple[int, int, int], None]:
+    def block_status(self, context: str, offset: int, length: int) -> AsyncGenerator[tuple[int, int, int], None]:
         """What a metadata context says of a range: (offset, length, flags), adjacent, in order, covering it exactly.
 
         Raises:
             UsageError: The context was not selected when the export was opened, or the range is not inside it.
             RequestError: The server refused.
+            ExportError: The server says too little at a time for asking to come to an end.
             NbdError, TlsError: The connection is lost.
         """
         if context not in self.info.contexts:
             raise UsageError(f"{self._peer}: metadata context {context!r} was not selected; there are {self.contexts}")
         self._check_inside("block status", offset, length)
-        position, end = offset, offset + length
-        while position < end:
-            start = align_down(position, self._minimum)
-            stop = align_up(min(end, start + const.MAX_BLOCK_STATUS_RANGE), self._minimum)
-            command = Command(const.CMD_BLOCK_STATUS, start, stop - start)
-            await self._run(self._one(command))
-            assert command.status is not None, "a block status without status"
-            try:
-                for at, count, flags in wire.decode_descriptors(command.status[context], start, min(stop, end)):
-                    first = max(at, position)
-                    if first < at + count:
-                        yield first, at + count - first, flags
-                        position = at + count
-            except RemoteProtocolError as error:
-                failure = RemoteProtocolError(f"{self._peer}: {error}", offset=position)
-                self.abort(failure)
-                raise failure from error
+        return self._status.said(context, offset, length)
+
+    async def _ask(self, command: Command) -> None:
+        await self._run(self._one(command))
 
     # --- the end ---
 

@@ -25,7 +25,8 @@ from sfasync.errors import (
 )
 from sfasync.models import ExportAddress, Timeouts, TlsStyle
 from sfasync.nbd.handshake import ExportInfo
-from sfasync.transport.export import Export, list_exports, open_export, query_export
+from sfasync.transport.export import Export, open_export
+from sfasync.transport.inquiry import list_exports, query_export
 
 from . import peer
 from .liar import Client
@@ -138,6 +139,11 @@ async def flushes(export: Export) -> None:
 
 async def maps(export: Export) -> None:
     async for _ in export.extents():
+        pass
+
+
+async def maps_a_context(export: Export) -> None:
+    async for _ in export.block_status("base:allocation", 0, export.size):
         pass
 
 
@@ -870,6 +876,14 @@ async def announces_half_a_billion_extents(client: Client, _: ssl.SSLContext) ->
 async def nods_at_a_block_status(client: Client, _: ssl.SSLContext) -> None:
     cookie = await to_request(client)
     await client.say(peer.simple(cookie))
+
+
+@suffers(maps_a_context, "T5", ExportError, "at 528896 comes in pieces .*: asking would not end", lives=True)
+async def tells_of_one_sector_at_a_time(client: Client, _: ssl.SSLContext) -> None:
+    await client.open(1 << 50)
+    while (request := await client.request()).kind == peer.BLOCK_STATUS:
+        await client.say(peer.status(request.cookie, [(512, 0)]))
+    await client.say(peer.data(request.cookie, request.offset, bytes(request.length), done=True))
 
 
 # --- time, and the end -----------------------------------------------------------------------------------------------

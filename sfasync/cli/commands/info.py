@@ -115,7 +115,7 @@ async def _show(output: Output, address: ExportAddress) -> None:
 
 
 async def _list(output: Output, address: ExportAddress) -> None:
-    from ...transport.export import list_exports
+    from ...transport.inquiry import list_exports
 
     entries = await list_exports(address)
     for entry in entries:
@@ -140,7 +140,8 @@ async def _query(address: ExportAddress) -> ExportInfo:
 
     Opened, because nbd-server 3.24 gives every export it is only asked about (NBD_OPT_INFO) a size of 0.
     """
-    from ...transport.export import open_export, query_export
+    from ...transport.export import open_export
+    from ...transport.inquiry import query_export
 
     async with await open_export(address) as export:
         info = export.info
