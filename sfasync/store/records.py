@@ -1,4 +1,7 @@
-"""The small objects of a repository, read and written as records: manifests and voids, sessions and their ends."""
+"""The objects that hold small records, read and created: manifests and voids, sessions and their ends.
+
+`codec` says how a record is written.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from contextlib import suppress
 from ..errors import IntegrityError, ObjectExistsError, ObjectMissingError, RepositoryVersionError
 from ..interfaces import Hold, ObjectStore
 from ..models import Manifest
-from .manifest import (
+from .codec import (
     MAX_OBJECT,
     SessionRecord,
     VoidRecord,

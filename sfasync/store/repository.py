@@ -31,10 +31,10 @@ from ..models import Manifest, VerifyResult
 from ..units import MiB
 from ..workers import Workers, settled
 from .blobs import BlobReader
+from .codec import FORMAT, MAX_OBJECT, Configuration, decode_configuration, encode_record
 from .disk import StoredDisk
 from .local import LocalStore, is_temporary
 from .locator import Locator
-from .manifest import FORMAT, MAX_OBJECT, Configuration, decode_configuration, encode_record
 from .names import CONFIG, vm_name
 from .objects import ObjectKind, check_writable, decode, encode
 from .records import Records

@@ -22,10 +22,10 @@ from ..interfaces import Hold
 from ..models import DiskRecord, FileRecord, Manifest
 from ..workers import Workers
 from .blobs import BlobReader
+from .codec import as_stored
 from .disk import open_tree
 from .intake import Intake
 from .locator import Locator, usable_packs
-from .manifest import as_stored
 from .names import LAST_SEQ, Numbered, end_key, session_key, vm_name
 from .records import Records
 from .seal import MAX_FILE, BlobKind

@@ -23,10 +23,10 @@ from ..models import VerifyResult
 from ..workers import Workers, settled
 from .blobs import BlobReader
 from .cache import Location
+from .codec import MAX_OBJECT, decode_configuration
 from .findings import DAMAGE, Findings
 from .index import IndexPack
 from .locator import Locator
-from .manifest import MAX_OBJECT, decode_configuration
 from .names import (
     CONFIG,
     INDEX,

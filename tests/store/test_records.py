@@ -14,7 +14,7 @@ from sfasync.store.objects import ObjectKind, encode
 from sfasync.store.records import Records
 
 from .memory import MemoryStore
-from .test_manifest import MANIFEST
+from .test_codec import MANIFEST
 
 REPOSITORY = bytes.fromhex(MANIFEST.repository)
 VM = vm_name(REPOSITORY, MANIFEST.vm)

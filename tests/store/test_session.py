@@ -26,7 +26,7 @@ from sfasync.store.session import Claim, claim
 
 from .memory import MemoryStore
 from .support import CHUNK, back_up, files, manifest_of, noise, read_disk, text, write_disk
-from .test_manifest import MANIFEST
+from .test_codec import MANIFEST
 
 REPOSITORY = bytes.fromhex(MANIFEST.repository)
 VM = vm_name(REPOSITORY, MANIFEST.vm)

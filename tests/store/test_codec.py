@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sfasync.errors import IntegrityError, UsageError
 from sfasync.models import Checkpoint, DiskRecord, DiskStatistics, FileRecord, Manifest
-from sfasync.store.manifest import (
+from sfasync.store.codec import (
     MAX_RECORD,
     Configuration,
     SessionRecord,

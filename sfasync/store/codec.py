@@ -1,4 +1,4 @@
-"""Small records as JSON: manifests, sessions, voids, the configuration.
+"""How small records are written, as JSON: manifests, sessions, voids, the configuration.
 
 There is one way to write a record: keys sorted, no spaces, no field left out, seconds as whole milliseconds, so that
 no library's way of spelling fractions matters. What reads back to other bytes was not written by us and is refused:
