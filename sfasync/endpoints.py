@@ -84,7 +84,7 @@ def parse_endpoint(
 class Endpoints:
     """Opens sources and targets with one set of limits."""
 
-    def __init__(self, limits: Limits, timeouts: Timeouts, workers: Workers, retry: Retry | None = None) -> None:
+    def __init__(self, limits: Limits, timeouts: Timeouts, workers: Workers, retry: Retry) -> None:
         self._limits = limits
         self._timeouts = timeouts
         self._retry = retry
@@ -205,6 +205,7 @@ class Endpoints:
             connections=self._limits.connections,
             requests=self._limits.requests,
             timeouts=self._timeouts,
+            retry=self._retry,
         ) as export:
             yield TargetSink(export, str(path))
 

@@ -7,10 +7,11 @@ import os
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from .errors import ConnectError, TargetError, UsageError, printable
-from .models import ExportAddress, Timeouts
+from .models import ExportAddress, Retry, Timeouts
 from .tasks import finish
 from .transport.export import Export, open_export
 
@@ -20,11 +21,13 @@ _EXIT_SECONDS = 30.0  # qemu-nbd writes its metadata caches back when it ends
 
 @asynccontextmanager
 async def new_qcow2(
-    path: Path, *, size: int, connections: int, requests: int, timeouts: Timeouts
+    path: Path, *, size: int, connections: int, requests: int, timeouts: Timeouts, retry: Retry
 ) -> AsyncIterator[Export]:
     """Make an image in a file that is there and empty, and open it to be written for the time of the block.
 
-    After the block the image is complete in the file; making the file durable is the caller's.
+    After the block the image is complete in the file; making the file durable is the caller's. Requests that the server
+    refuses are repeated as `retry` says, but no connection is replaced: a server that drops one is about to end, and
+    what it has not written to the file ends with it.
 
     Raises:
         UsageError: qemu-img or qemu-nbd is not installed.
@@ -38,7 +41,10 @@ async def new_qcow2(
             "qemu-nbd", "--format=qcow2", f"--shared={connections}", "--discard=unmap", f"--socket={socket}", image
         )
         try:
-            async with await _connect(server, socket, connections, requests, timeouts) as export:
+            opening = _connect(
+                server, socket, connections=connections, requests=requests, timeouts=timeouts, retry=retry
+            )
+            async with await opening as export:
                 yield export
             # not --persistent: with its last client gone the server closes the image and ends
             await _ended(server, path)
@@ -53,14 +59,24 @@ def _plain_name(path: Path) -> str:
 
 
 async def _connect(
-    server: asyncio.subprocess.Process, socket: Path, connections: int, requests: int, timeouts: Timeouts
+    server: asyncio.subprocess.Process,
+    socket: Path,
+    *,
+    connections: int,
+    requests: int,
+    timeouts: Timeouts,
+    retry: Retry,
 ) -> Export:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _START_SECONDS
     while True:
         try:
             return await open_export(
-                ExportAddress(socket=socket), connections=connections, requests=requests, timeouts=timeouts
+                ExportAddress(socket=socket),
+                connections=connections,
+                requests=requests,
+                timeouts=timeouts,
+                retry=replace(retry, connect=0.0, outage=0.0),
             )
         except ConnectError:
             if server.returncode is not None:

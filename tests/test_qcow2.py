@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import signal
 import subprocess
+import sys
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
 
 from sfasync import qcow2
-from sfasync.errors import TargetError, UsageError
-from sfasync.models import Timeouts
+from sfasync.errors import ConnectionLostError, TargetError, UsageError
+from sfasync.models import Retry, Timeouts
 from sfasync.qcow2 import new_qcow2
 from sfasync.transport.export import Export
 
@@ -31,7 +34,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def image(path: Path, size: int = SIZE) -> AbstractAsyncContextManager[Export]:
-    return new_qcow2(path, size=size, connections=2, requests=4, timeouts=Timeouts())
+    return new_qcow2(path, size=size, connections=2, requests=4, timeouts=Timeouts(), retry=Retry())
 
 
 def servers_of(path: Path) -> list[str]:
@@ -64,6 +67,51 @@ async def test_without_qemu_it_is_told_what_is_missing(path: Path, monkeypatch: 
     with pytest.raises(UsageError, match="qemu-utils"):
         async with image(path):
             pass
+
+
+@pytest.fixture
+def failing_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A qemu-nbd whose image fails one write."""
+    require("qemu-nbd")
+    options = {
+        "driver": "qcow2",
+        "file.driver": "blkdebug",
+        "file.image.driver": "file",
+        "file.inject-error.0.event": "write_aio",
+        "file.inject-error.0.errno": "5",
+        "file.inject-error.0.once": "on",
+    }
+    script = tmp_path / "bin" / "qemu-nbd"
+    script.parent.mkdir()
+    script.write_text(
+        f"#!{sys.executable}\n"
+        "import os, sys\n"
+        "*words, image = [word for word in sys.argv if not word.startswith('--format')]\n"
+        f"options = {','.join(map('='.join, options.items()))!r} + ',file.image.filename=' + image\n"
+        f"os.execv({shutil.which('qemu-nbd')!r}, [*words, '--image-opts', options])\n"
+    )
+    script.chmod(0o700)
+    monkeypatch.setenv("PATH", str(script.parent), prepend=os.pathsep)
+
+
+@pytest.mark.usefixtures("failing_once")
+async def test_a_write_that_is_refused_is_repeated(path: Path) -> None:
+    async with image(path) as export:
+        await export.write(0, b"x" * SIZE)
+        assert export.retries == 1
+        assert await export.read(0, SIZE) == b"x" * SIZE
+
+
+async def test_a_server_that_dies_is_not_waited_for(path: Path) -> None:
+    """Nobody will start it again, however long an outage may last."""
+    async with asyncio.timeout(10):
+        with pytest.raises(ConnectionLostError):
+            async with image(path) as export:
+                for server in servers_of(path):
+                    os.kill(int(server), signal.SIGKILL)
+                await export.write(0, b"x" * 512)
+                await export.flush()
+    assert not servers_of(path)
 
 
 async def test_a_process_that_has_just_ended_can_be_stopped() -> None:

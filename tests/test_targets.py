@@ -10,7 +10,7 @@ import pytest
 
 from sfasync.endpoints import Endpoints
 from sfasync.errors import StorageError, TargetRefusedError, UsageError
-from sfasync.models import Limits, Timeouts
+from sfasync.models import Limits, Retry, Timeouts
 from sfasync.targets import FORMATS, check_format, file_name, file_target
 from sfasync.workers import Workers
 
@@ -26,7 +26,7 @@ def workers() -> Iterator[Workers]:
 
 @pytest.fixture
 def endpoints(workers: Workers) -> Endpoints:
-    return Endpoints(Limits(), Timeouts(), workers)
+    return Endpoints(Limits(), Timeouts(), workers, Retry())
 
 
 async def make(

@@ -26,7 +26,7 @@ from typing import Final, get_args, overload
 
 from ..errors import ArgumentError, SfasyncError, StateError, printable
 from ..interfaces import Buffer, EndpointResolver, ReleasingResolver
-from ..models import Limits, Timeouts, TransportMode
+from ..models import NO_RETRY, Limits, Retry, Timeouts, TransportMode
 from ..tasks import first_cause
 from .access import Access, AccessKey, Password
 from .handles import SECTOR, Connection, Disk
@@ -158,6 +158,7 @@ async def connect(
     resource_id: str | None = None,
     limits: Limits | None = None,
     timeouts: Timeouts | None = None,
+    retry: Retry | None = None,
 ) -> Connection:
     """Begin to work with a VM. No server is talked to before a disk is opened. Cancelling leaves nothing behind.
 
@@ -170,6 +171,10 @@ async def connect(
         resource_id: The platform's lease on the VM, likewise.
         limits: `connections` to each disk, where its server allows several, and `requests` on each of these.
         timeouts: Seconds after which a server is given up.
+        retry: How faults of servers are met. None for what suits the disks: those of a snapshot are read as in a
+            backup, which survives an outage of a minute. With those that are written nothing is repeated, because a
+            write that was sent twice may reach the disk late, over what the same program has written there since; one
+            that writes each sector once gives `Retry()`.
 
     Raises:
         StateError: There was no `init`.
@@ -189,6 +194,7 @@ async def connect(
         resource_id=_optional_id("resource", resource_id),
         limits=limits or Limits(),
         timeouts=timeouts or Timeouts(),
+        retry=retry or (NO_RETRY if snapshot_id is None else Retry()),
     )
     process.connections.add(connection)
     try:
@@ -270,8 +276,9 @@ async def read(
         StateError: The disk is not open.
         ArgumentError: The range is not inside the disk, not in multiples that the server takes, or the buffer does not
             fit: another length, read-only, not plain bytes.
-        RequestError: The server could not read.
-        NbdError, TlsError: The connection to the server is lost.
+        RequestError: The server could not read, and requests are not repeated.
+        BadBlockError: The server could not read, however often it was asked; names the first sector that it fails on.
+        NbdError, TlsError: The connection to the server is lost, and was not replaced as `retry` allows.
     """
     if buffer is None:
         return await disk.read(start_sector, sector_count)
@@ -290,7 +297,8 @@ async def write(disk: Disk, start_sector: int, buffer: Buffer) -> None:
         ArgumentError: The buffer is not whole sectors or not plain bytes, or the range is not inside the disk, or not
             in multiples that the server takes.
         RequestError: The server could not write.
-        NbdError, TlsError: The connection to the server is lost; what was written is not known.
+        NbdError, TlsError: The connection to the server is lost, and was not replaced as `retry` allows; what was
+            written is not known.
     """
     await disk.write(start_sector, buffer)
 
@@ -304,6 +312,8 @@ async def close(disk: Disk) -> None:
     Raises:
         StateError: The disk is not open.
         NbdError, TlsError: What was written could not be made durable.
+        WritesLostError: A connection was lost, and replaced, but what had been written by way of it may be forgotten;
+            with the ranges that have to be written again, to the disk opened anew.
         StorageError: The disk could not be struck from the journal; `cleanup` will do it when this process has ended.
         SfasyncError: The resolver could not give something back; likewise.
     """

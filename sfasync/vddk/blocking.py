@@ -30,7 +30,7 @@ from typing import Any, TypeVar, overload
 from .. import vddk
 from ..errors import StateError
 from ..interfaces import Buffer
-from ..models import Limits, Timeouts
+from ..models import Limits, Retry, Timeouts
 from . import SECTOR, Access, AccessKey, Connection, Disk, Password, get_transport_mode, list_transport_modes
 
 __all__ = [
@@ -150,6 +150,7 @@ def connect(
     resource_id: str | None = None,
     limits: Limits | None = None,
     timeouts: Timeouts | None = None,
+    retry: Retry | None = None,
 ) -> Connection:
     """As `vddk.connect`."""
     return _wait(
@@ -162,6 +163,7 @@ def connect(
             resource_id=resource_id,
             limits=limits,
             timeouts=timeouts,
+            retry=retry,
         )
     )
 

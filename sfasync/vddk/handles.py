@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from ..errors import ArgumentError, ExportError, SfasyncError, StateError, StorageError, UsageError, printable
 from ..interfaces import Buffer, ReleasingResolver
-from ..models import EndpointRequest, ExportAddress, Limits, Timeouts, TransportMode
+from ..models import EndpointRequest, ExportAddress, Limits, Retry, Timeouts, TransportMode
 from ..tasks import finish
 from ..transport.export import Export, open_export
 from .access import Access
@@ -69,6 +69,7 @@ class Connection:
         resource_id: str | None,
         limits: Limits,
         timeouts: Timeouts,
+        retry: Retry,
     ) -> None:
         self.access = access
         self.mode: TransportMode = mode
@@ -79,6 +80,7 @@ class Connection:
         self.journal = journal
         self.limits = limits
         self.timeouts = timeouts
+        self.retry = retry
         self._server_id = server_id
         self._resource_id = resource_id
         self._registration: Registration | None = None
@@ -214,6 +216,7 @@ class Disk:
                 connections=connection.limits.connections,
                 requests=connection.limits.requests,
                 timeouts=connection.timeouts,
+                retry=connection.retry,
                 contexts=(),
             )
             self._require_whole_sectors()

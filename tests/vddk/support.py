@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from sfasync import vddk
 from sfasync.interfaces import EndpointResolver
-from sfasync.models import EndpointRequest, ExportAddress, Limits, Timeouts
+from sfasync.models import EndpointRequest, ExportAddress, Limits, Retry, Timeouts
 from sfasync.resolvers import TableResolver
 
 VM = "2786761839857"
@@ -38,11 +38,12 @@ async def opened(
     snapshot_id: str | None = None,
     limits: Limits | None = None,
     timeouts: Timeouts | None = None,
+    retry: Retry | None = None,
 ) -> AsyncIterator[vddk.Disk]:
     """A disk that is opened, and closed with its connection after the block."""
     access = access_to(ide0=place) if isinstance(place, str | ExportAddress) else vddk.Access(resolver=place)
     connection = await vddk.connect(
-        access, mode=mode, vm_id=VM, snapshot_id=snapshot_id, limits=limits, timeouts=timeouts
+        access, mode=mode, vm_id=VM, snapshot_id=snapshot_id, limits=limits, timeouts=timeouts, retry=retry
     )
     try:
         disk = await vddk.open(connection, "ide0")

@@ -18,6 +18,7 @@ import pytest
 from sfasync import vddk
 from sfasync.errors import (
     ArgumentError,
+    BadBlockError,
     ConnectError,
     ConnectionLostError,
     DeadlineError,
@@ -28,14 +29,16 @@ from sfasync.errors import (
     StorageError,
     TlsError,
     UsageError,
+    WritesLostError,
 )
-from sfasync.models import ExportAddress, Limits, Timeouts, TlsPolicy
+from sfasync.models import NO_RETRY, ExportAddress, Limits, Retry, Timeouts, TlsPolicy
 from sfasync.nbd.uri import parse_uri
 from sfasync.units import KiB, MiB
 
 from ..support import peer
 from ..support.certificates import make_certificates
 from ..support.liar import Client, liar
+from ..support.resetting import resetting
 from ..support.servers import nbdkit, qemu_nbd
 from ..support.tls_front import tls_front
 from .support import VM, Lender, access_to, cancelled_at_every_step, journal, opened
@@ -257,10 +260,53 @@ async def test_a_flush_that_fails_is_told_and_the_disk_closed() -> None:
 
 
 @pytest.mark.usefixtures("initialised")
+@pytest.mark.parametrize("retry", [None, Retry()])
+async def test_a_snapshot_is_read_on_after_a_loss(image: Path, retry: Retry | None) -> None:
+    with nbdkit("file", image, "--threads=1", tcp=True) as server, resetting(server, every=300 * KiB) as proxy:
+        async with opened(proxy.uri, snapshot_id="s1", retry=retry) as disk:
+            assert await vddk.read(disk, 0, SECTORS) == CONTENT
+    assert proxy.resets > 0
+
+
+@pytest.mark.usefixtures("initialised")
+async def test_a_disk_is_written_on_after_a_loss_if_that_is_wanted(tmp_path: Path) -> None:
+    target = tmp_path / "target.raw"
+    target.write_bytes(bytes(MiB))
+    with nbdkit("file", target, "--threads=1", tcp=True) as server, resetting(server) as proxy:
+        async with opened(proxy.uri, limits=Limits(connections=1)) as disk:
+            await vddk.write(disk, 0, CONTENT[:512])
+            proxy.reset()
+            with pytest.raises(ConnectionLostError):
+                await vddk.write(disk, 0, CONTENT[:512])
+            with pytest.raises(ConnectionLostError):
+                await vddk.close(disk)
+        async with opened(proxy.uri, limits=Limits(connections=1), retry=Retry()) as disk:
+            await vddk.write(disk, 0, CONTENT[:512])
+            proxy.reset()
+            await vddk.write(disk, 1, CONTENT[512:])
+            with pytest.raises(WritesLostError) as caught:  # the server may have been started again
+                await vddk.close(disk)
+            assert caught.value.ranges == ((0, 512),)
+        async with opened(proxy.uri, retry=Retry()) as disk:
+            await vddk.write(disk, 0, CONTENT)
+    assert target.read_bytes() == CONTENT
+
+
+@pytest.mark.usefixtures("initialised")
+async def test_a_sector_that_cannot_be_read_is_named() -> None:
+    pread = 'if [ $4 -le 9216 ] && [ $(($4 + $3)) -gt 9216 ]; then echo EIO bad >&2; exit 1; fi; head -c "$3" /dev/zero'
+    with nbdkit("eval", "get_size=echo 1M", f"pread={pread}") as server:
+        async with opened(server.uri, snapshot_id="s1", retry=Retry(delay=0.005)) as disk:
+            with pytest.raises(BadBlockError) as caught:
+                await vddk.read(disk, 0, 64)
+            assert (caught.value.disk, caught.value.offset, caught.value.length) == ("ide0", 18 * 512, 512)
+
+
+@pytest.mark.usefixtures("initialised")
 async def test_a_server_that_dies() -> None:
     timeouts = Timeouts(stall=2, connect=2)
     with nbdkit("memory", "1M") as server:
-        reading = opened(server.uri, snapshot_id="s1", timeouts=timeouts)
+        reading = opened(server.uri, snapshot_id="s1", timeouts=timeouts, retry=NO_RETRY)
         writing = opened(server.uri, timeouts=timeouts)
         async with reading as unchanged, writing as changed:
             await vddk.write(changed, 0, bytes(512))
