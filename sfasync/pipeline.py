@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import cast
 
-from .buffers import BufferPool, Filled, Slot
+from .buffers import BufferPool, Filled, Slot, fill_with_zeros
 from .errors import SfasyncError
 from .extents import Action, Step
 from .interfaces import ChunkSink, Sink, Source
@@ -114,7 +114,7 @@ class _Pipeline:
 
     async def _fill_around_zeros(self, slot: Slot, step: Step) -> None:
         for start, end in step.zeros:
-            slot.view[start - step.offset : end - step.offset] = bytes(end - start)
+            fill_with_zeros(slot.view[start - step.offset : end - step.offset])
         for start, end in step.reads():
             await self._source.read_into(start, slot.view[start - step.offset : end - step.offset])
             self._meter.read += end - start

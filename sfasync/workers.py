@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 from .errors import StateError
@@ -68,11 +70,13 @@ async def settled(future: Future[_T], *, stop: Callable[[], None] | None = None,
     Raises:
         asyncio.CancelledError: The caller was cancelled. Ask the future whether the function ran, and what came of it.
     """
-    waiter = asyncio.wrap_future(future)
+    loop = asyncio.get_running_loop()
     cancellation: asyncio.CancelledError | None = None
-    while not waiter.done():
+    while not future.done():
+        ended = loop.create_future()
+        future.add_done_callback(partial(_tell, loop, ended))
         try:
-            await asyncio.wait({waiter})
+            await ended
         except asyncio.CancelledError as error:
             cancellation = error
             if not surely:
@@ -80,7 +84,18 @@ async def settled(future: Future[_T], *, stop: Callable[[], None] | None = None,
             if stop is not None:
                 stop()
     if cancellation is not None:
-        if not waiter.cancelled():
-            waiter.exception()  # seen: the cancellation goes first
+        if not future.cancelled():
+            future.exception()  # seen: the cancellation goes first
         raise cancellation
-    return waiter.result()
+    return future.result()
+
+
+def _tell(loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None], _: Future[_T]) -> None:
+    """Called in the thread. Half of what `asyncio.wrap_future` and `asyncio.wait` take between them."""
+    with suppress(RuntimeError):  # the loop was closed: nobody waits
+        loop.call_soon_threadsafe(_end, ended)
+
+
+def _end(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_result(None)

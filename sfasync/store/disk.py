@@ -7,13 +7,14 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from itertools import islice
 
+from ..buffers import fill_with_zeros
 from ..errors import IntegrityError, UsageError
 from ..models import DiskRecord, Extent
 from ..workers import Workers
 from .blobs import BlobReader
 from .pages import TreeReader
 from .seal import BlobKind
-from .tree import ZERO, ZEROS, Geometry
+from .tree import ZERO, Geometry
 
 _RECENT = 4  # chunks kept for reads of parts of them
 _RUNS_AT_ONCE = 1024
@@ -91,7 +92,7 @@ class StoredDisk:
         try:
             digest = self._tree.digest(0, index)
             if digest == ZERO:
-                piece[:] = ZEROS[: len(piece)]
+                fill_with_zeros(piece)
             elif len(piece) == self._geometry.length(0, index):
                 self._blobs.read_into(BlobKind.CHUNK, digest, piece)
             else:

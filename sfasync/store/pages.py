@@ -19,7 +19,8 @@ MAX_OPEN = 4096
 _CACHED = 64
 _ZERO_PAGE = bytes(DIGEST * FANOUT)
 
-Digests = Callable[[int, int], bytes | None]
+SetNodes = Callable[[int, int, int], None]
+"""Sets the nodes of a level, from the first to before the end."""
 
 
 class _Page:
@@ -31,11 +32,13 @@ class _Page:
         self.digests = bytearray(children * DIGEST)
         self.filled = 0  # a bit for each child
 
-    def fill(self, slot: int, digest: bytes) -> None:
-        if self.filled >> slot & 1:
+    def fill(self, slot: int, digests: bytes) -> None:
+        """The digests of adjacent children."""
+        bits = ((1 << len(digests) // DIGEST) - 1) << slot
+        if self.filled & bits:
             raise StateError("a range of the disk was written twice")
-        self.filled |= 1 << slot
-        self.digests[slot * DIGEST : (slot + 1) * DIGEST] = digest
+        self.filled |= bits
+        self.digests[slot * DIGEST : slot * DIGEST + len(digests)] = digests
 
     @property
     def complete(self) -> bool:
@@ -67,7 +70,7 @@ class PageBuilder:
 
     def put_zeros(self, first: int, count: int) -> None:
         """Chunks of zeros; takes no longer for many than for few."""
-        self._set_range(0, first, first + count, lambda level, index: ZERO)
+        self._set_range(0, first, first + count, self._set_zeros)
 
     def put_kept(self, first: int, count: int, parent: TreeReader) -> None:
         """Chunks taken over from another disk: whole pages as they are, without reading what is below them.
@@ -77,14 +80,24 @@ class PageBuilder:
             IntegrityError: A page of the parent is lost.
         """
 
-        def digest(level: int, index: int) -> bytes | None:
-            if parent.geometry.length(level, index) == self._geometry.length(level, index):
-                return parent.digest(level, index)
-            if level == 0:
-                raise StateError(f"chunk {index} cannot be kept: it has another length in the parent")
-            return None
+        def keep(level: int, first: int, end: int) -> None:
+            whole = min(parent.geometry.size, self._geometry.size) // self._geometry.span(level)
+            if first < whole:
+                self._set(level, first, parent.digests(level, first, min(end, whole)))
+            for index in range(max(first, whole), end):
+                keep_last(level, index)
 
-        self._set_range(0, first, first + count, digest)
+        def keep_last(level: int, index: int) -> None:
+            """A node that is cut short, here or there."""
+            if parent.geometry.length(level, index) == self._geometry.length(level, index):
+                self._set(level, index, parent.digests(level, index, index + 1))
+            elif level == 0:
+                raise StateError(f"chunk {index} cannot be kept: it has another length in the parent")
+            else:
+                below = index * FANOUT
+                keep(level - 1, below, below + self._geometry.children(level, index))
+
+        self._set_range(0, first, first + count, keep)
 
     def root(self) -> bytes:
         """The root of the tree.
@@ -96,54 +109,52 @@ class PageBuilder:
             raise StateError("the disk was not written completely")
         return self._root
 
-    def _set_range(self, level: int, first: int, end: int, digests: Digests) -> None:
+    def _set_range(self, level: int, first: int, end: int, set_nodes: SetNodes) -> None:
         """Set adjacent nodes of a level, as whole pages where they make up whole pages."""
         if level == self._depth:
-            self._set_from(level, first, digests)
+            set_nodes(level, first, end)
             return
         above = -(-first // FANOUT)
         above_end = end // FANOUT if end < self._geometry.count(level) else self._geometry.count(level + 1)
         if above >= above_end:
-            self._set_each(level, first, end, digests)
+            set_nodes(level, first, end)
             return
-        self._set_each(level, first, above * FANOUT, digests)
-        self._set_range(level + 1, above, above_end, digests)
-        self._set_each(level, above_end * FANOUT, end, digests)
+        if first < above * FANOUT:
+            set_nodes(level, first, above * FANOUT)
+        self._set_range(level + 1, above, above_end, set_nodes)
+        if above_end * FANOUT < end:
+            set_nodes(level, above_end * FANOUT, end)
 
-    def _set_each(self, level: int, first: int, end: int, digests: Digests) -> None:
-        for index in range(first, end):
-            self._set_from(level, index, digests)
+    def _set_zeros(self, level: int, first: int, end: int) -> None:
+        self._set(level, first, bytes(DIGEST * (end - first)))
 
-    def _set_from(self, level: int, index: int, digests: Digests) -> None:
-        """Set one node; where it has no digest of its own, the nodes below it."""
-        digest = digests(level, index)
-        if digest is not None:
-            self._set(level, index, digest)
-            return
-        first = index * FANOUT
-        self._set_each(level - 1, first, first + self._geometry.children(level, index), digests)
-
-    def _set(self, level: int, index: int, digest: bytes) -> None:
-        """Set a node, and every page that it completes."""
+    def _set(self, level: int, first: int, digests: bytes) -> None:
+        """Set adjacent nodes, and every page that they complete."""
         if level == self._depth:
             if self._root is not None:
                 raise StateError("a range of the disk was written twice")
-            self._root = digest
+            self._root = digests
             return
-        number, slot = divmod(index, FANOUT)
-        place = (level + 1, number)
+        done = 0
+        while done < len(digests):
+            number, slot = divmod(first + done // DIGEST, FANOUT)
+            some = digests[done : done + (FANOUT - slot) * DIGEST]
+            self._fill((level + 1, number), slot, some)
+            done += len(some)
+
+    def _fill(self, place: tuple[int, int], slot: int, digests: bytes) -> None:
         page = self._open.get(place)
         if page is None:
             if len(self._open) >= MAX_OPEN:
                 raise StateError("the disk is written in too many places at once")
             page = self._open[place] = _Page(self._geometry.children(*place))
-        page.fill(slot, digest)
+        page.fill(slot, digests)
         if page.complete:
             del self._open[place]
-            digests = bytes(page.digests)
-            above = page_digest(digests)
+            content = bytes(page.digests)
+            above = page_digest(content)
             if above != ZERO:
-                self._store(digests, above)
+                self._store(content, above)
             self._set(*place, above)
 
 
@@ -174,6 +185,18 @@ class TreeReader:
             return self._root
         number, slot = divmod(index, FANOUT)
         return self._page(level + 1, number)[slot * DIGEST : (slot + 1) * DIGEST]
+
+    def digests(self, level: int, first: int, end: int) -> bytes:
+        """The digests of adjacent nodes, one after the other; errors as of `digest`."""
+        if level == self._depth:
+            return self._root
+        found = []
+        while first < end:
+            number, slot = divmod(first, FANOUT)
+            stop = min(end, (number + 1) * FANOUT)
+            found.append(self._page(level + 1, number)[slot * DIGEST : (slot + stop - first) * DIGEST])
+            first = stop
+        return b"".join(found)
 
     def runs(self, first: int, end: int) -> Iterator[tuple[bool, int]]:
         """Chunks from `first` to before `end`, as runs: (whether zero, how many). Neighbours may say the same.

@@ -19,6 +19,7 @@ with its length. Whoever looks a blob up knows the length from the geometry of t
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ LEAF = 256 * KiB
 FANOUT = 128
 DIGEST = 32
 ZERO = bytes(DIGEST)
+_DIGEST = struct.Struct(f"{DIGEST}s")
 CHUNK_SIZES = (256 * KiB, 512 * KiB, MiB, 2 * MiB, 4 * MiB)
 
 LEAF_CONTEXT = "sfasync 1 leaf"
@@ -58,7 +60,7 @@ def page_digest(page: Buffer) -> bytes:
 
 def split_page(page: Buffer) -> list[bytes]:
     """The digests in a page."""
-    return [bytes(page[start : start + DIGEST]) for start in range(0, len(page), DIGEST)]
+    return [digest for (digest,) in _DIGEST.iter_unpack(page)]
 
 
 def disk_digest(size: int, root: bytes) -> bytes:
@@ -67,12 +69,19 @@ def disk_digest(size: int, root: bytes) -> bytes:
 
 
 def join(digests: Sequence[bytes]) -> bytes:
-    """The root over adjacent nodes of one level; of none at all, zero."""
-    level = list(digests)
-    while len(level) > 1:
-        pairs = [_node_digest(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
-        level = pairs + level[len(pairs) * 2 :]
-    return level[0] if level else ZERO
+    """The root over adjacent nodes of one level; of none at all, zero. Only nodes that are not zero take time."""
+    nodes = {index: digest for index, digest in enumerate(digests) if digest != ZERO}
+    count = len(digests)
+    while count > 1:
+        above: dict[int, bytes] = {}
+        for index, digest in nodes.items():
+            left, right = index & ~1, index | 1
+            if right == count:  # the odd last one
+                above[index >> 1] = digest
+            elif index >> 1 not in above:
+                above[index >> 1] = _node_digest(nodes.get(left, ZERO), nodes.get(right, ZERO))
+        nodes, count = above, -(-count // 2)
+    return nodes.get(0, ZERO)
 
 
 def _leaf_digest(view: memoryview) -> bytes:
@@ -80,8 +89,7 @@ def _leaf_digest(view: memoryview) -> bytes:
 
 
 def _node_digest(left: bytes, right: bytes) -> bytes:
-    if left == ZERO and right == ZERO:
-        return ZERO
+    """Of two nodes that are not both zero."""
     return blake3(left + right, derive_key_context=NODE_CONTEXT).digest()
 
 

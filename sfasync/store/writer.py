@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import replace
+from collections import deque
 
 from ..errors import StateError, UsageError
 from ..interfaces import Buffer
@@ -14,6 +14,8 @@ from .intake import Intake, Stored
 from .pages import PageBuilder, TreeReader
 from .seal import BlobKind
 from .tree import ZERO, Geometry, content_digest, disk_digest, is_zero
+
+_ZEROS_NOTED = 256
 
 
 class ChunkWriter:
@@ -37,7 +39,8 @@ class ChunkWriter:
         self._workers = workers
         self._lock = threading.Lock()  # of the builder and of what is counted
         self._builder = PageBuilder(geometry, self._store_page)
-        self._counted = DiskStatistics()
+        self._zeros: deque[tuple[int, int]] = deque()  # ranges that the builder has not been told of
+        self._bytes_zero = self._bytes_kept = self._bytes_new = self._bytes_duplicate = self._bytes_stored = 0
         self._seal_seconds = 0.0
         self._store_seconds = 0.0
         self.result: tuple[str, str] | None = None
@@ -61,8 +64,14 @@ class ChunkWriter:
     def statistics(self) -> DiskStatistics:
         """What the writing took so far; the seconds are those of threads: ``seal``, and ``store`` for packs."""
         with self._lock:
-            seconds = {"seal": self._seal_seconds, "store": self._store_seconds}
-            return replace(self._counted, seconds=seconds)
+            return DiskStatistics(
+                bytes_skipped=self._bytes_kept,
+                bytes_zero=self._bytes_zero,
+                bytes_new=self._bytes_new,
+                bytes_duplicate=self._bytes_duplicate,
+                bytes_stored=self._bytes_stored,
+                seconds={"seal": self._seal_seconds, "store": self._store_seconds},
+            )
 
     async def write(self, offset: int, data: Buffer) -> None:
         """Store whole chunks. Cancelling waits for the thread that reads the buffer; they may be stored then, or not.
@@ -77,10 +86,18 @@ class ChunkWriter:
             await self._workers.run_to_end(self._write, offset, view)
 
     async def zero(self, offset: int, length: int) -> None:
-        """Make whole chunks zero, any number of them; nothing is stored for them. Errors as of `write`."""
+        """Make whole chunks zero, any number of them; nothing is stored for them.
+
+        Mostly it is noted only, and done by the thread that gets the next chunk, without a hop of its own.
+
+        Raises:
+            UsageError: As of `write`; what else may fail there fails here or in a later call.
+        """
         self._check_range(offset, length)
         if length:
-            await self._workers.run_to_end(self._zero, offset, length)
+            self._zeros.append((offset, length))
+        if len(self._zeros) >= _ZEROS_NOTED:
+            await self._workers.run_to_end(self._put_zeros)
 
     async def keep(self, offset: int, length: int) -> None:
         """Take whole chunks over from the parent.
@@ -101,6 +118,7 @@ class ChunkWriter:
         return False
 
     async def finish(self) -> tuple[str, str]:
+        await self._workers.run_to_end(self._put_zeros)
         with self._lock:
             root = self._builder.root()
         self.result = root.hex(), disk_digest(self._geometry.size, root).hex()
@@ -122,36 +140,38 @@ class ChunkWriter:
             digest = content_digest(chunk)
             stored = self._intake.add(BlobKind.CHUNK, digest, chunk)
         spent = time.perf_counter() - began - stored.seconds
+        self._put_zeros()
         with self._lock:
             self._builder.put(index, digest)
             self._count_chunk(chunk.nbytes, digest, stored)
             self._seal_seconds += spent
             self._store_seconds += stored.seconds
 
-    def _zero(self, offset: int, length: int) -> None:
+    def _put_zeros(self) -> None:
         with self._lock:
-            self._builder.put_zeros(offset // self.chunk_size, -(-length // self.chunk_size))
-            self._counted = replace(self._counted, bytes_zero=self._counted.bytes_zero + length)
+            while self._zeros:
+                offset, length = self._zeros.popleft()
+                self._builder.put_zeros(offset // self.chunk_size, -(-length // self.chunk_size))
+                self._bytes_zero += length
 
     def _keep(self, offset: int, length: int, parent: TreeReader) -> None:
         with self._lock:
             self._builder.put_kept(offset // self.chunk_size, -(-length // self.chunk_size), parent)
-            self._counted = replace(self._counted, bytes_skipped=self._counted.bytes_skipped + length)
+            self._bytes_kept += length
 
     def _store_page(self, page: bytes, digest: bytes) -> None:
         """Called by the builder, under the lock."""
         stored = self._intake.add(BlobKind.PAGE, digest, page)
-        self._counted = replace(self._counted, bytes_stored=self._counted.bytes_stored + stored.length)
+        self._bytes_stored += stored.length
 
     def _count_chunk(self, length: int, digest: bytes, stored: Stored) -> None:
-        counted = self._counted
+        self._bytes_stored += stored.length
         if digest == ZERO:
-            self._counted = replace(counted, bytes_zero=counted.bytes_zero + length)
+            self._bytes_zero += length
         elif stored.new:
-            new, total = counted.bytes_new + length, counted.bytes_stored + stored.length
-            self._counted = replace(counted, bytes_new=new, bytes_stored=total)
+            self._bytes_new += length
         else:
-            self._counted = replace(counted, bytes_duplicate=counted.bytes_duplicate + length)
+            self._bytes_duplicate += length
 
     def _check_range(self, offset: int, length: int) -> None:
         end = offset + length
