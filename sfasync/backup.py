@@ -32,7 +32,7 @@ from .interfaces import (
     Source,
     SurveyedSource,
 )
-from .models import BackupResult, DiskRecord, Extent, Manifest
+from .models import BackupResult, DiskRecord, Extent, Manifest, check_id
 from .pipeline import transfer
 from .progress import Meter, Reporter
 from .resources import Resources
@@ -80,16 +80,6 @@ class BackupRequest:
         check_id("VM", self.vm)
         for tag in self.tags:
             check_id("tag", tag)
-
-
-def check_id(what: str, text: str) -> None:
-    """Refuse ids that no file name, log line or manifest should have to carry.
-
-    Raises:
-        UsageError: Empty, longer than 255 bytes, or with control characters.
-    """
-    if not text or len(text.encode("utf-8", "surrogatepass")) > 255 or not text.isprintable():
-        raise UsageError(f"{what} {text[:64]!r} must be 1 to 255 bytes of printable text")
 
 
 class Backup:
@@ -192,10 +182,10 @@ class Backup:
 
     async def _bad_before(self, parent: Manifest | None) -> badblocks.BadBlocks | None:
         """What the parent is missing; None if that cannot be found out, so that nothing of it can be kept."""
-        if parent is None or all(file.name != badblocks.FILE for file in parent.files):
+        if parent is None:
             return {}
         try:
-            return badblocks.decode(await self._store.read_file(parent, badblocks.FILE))
+            return await badblocks.of_backup(self._store, parent)
         except IntegrityError as error:
             log.warning("the bad blocks of backup %s are not known, so all is read: %s", parent.id, error)
             return None

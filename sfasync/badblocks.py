@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Final
 
 from .errors import BadBlockError, IntegrityError
-from .interfaces import SurveyedSource
-from .models import Extent
+from .interfaces import BackupStore, SurveyedSource
+from .models import Extent, Manifest
 from .units import MiB
 
 FILE: Final = "bad-blocks.json"
@@ -69,7 +69,7 @@ class SalvagedSource:
 
 def encode(blocks: BadBlocks) -> bytes:
     """The file for these lists; disks without bad blocks are left out."""
-    disks = {disk: [[extent.offset, extent.length] for extent in bad] for disk, bad in blocks.items() if bad}
+    disks = as_lists({disk: bad for disk, bad in blocks.items() if bad})
     return json.dumps(disks, sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -96,6 +96,22 @@ def _extents(pairs: Iterable[tuple[int, int]]) -> Iterable[Extent]:
             raise ValueError("its ranges are not in order")
         position = offset + length
         yield Extent(offset, length)
+
+
+async def of_backup(store: BackupStore, manifest: Manifest) -> BadBlocks:
+    """What a backup is missing.
+
+    Raises:
+        IntegrityError: Its list is lost or damaged.
+    """
+    if all(file.name != FILE for file in manifest.files):
+        return {}
+    return decode(await store.read_file(manifest, FILE))
+
+
+def as_lists(blocks: BadBlocks) -> dict[str, list[list[int]]]:
+    """The same as plain lists: by disk, [offset, length] of each range."""
+    return {disk: [[extent.offset, extent.length] for extent in bad] for disk, bad in blocks.items()}
 
 
 def describe(disk: str, bad: tuple[Extent, ...]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from .backup import Backup, BackupRequest, check_id
+from .backup import Backup, BackupRequest
 from .copying import SPARSE_BLOCK, CopyOptions, copy
 from .endpoints import Pipe, parse_disk, parse_endpoint
 from .errors import StateError, TargetRefusedError, UsageError, printable
@@ -26,6 +26,7 @@ from .models import (
     Retry,
     Timeouts,
     VerifyResult,
+    check_id,
 )
 from .platform.plain import PlainPlatform
 from .progress import ProgressCallback, Reporter

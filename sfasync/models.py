@@ -101,6 +101,16 @@ NO_RETRY = Retry(attempts=1, outage=0.0)
 """Nothing is repeated and no connection is replaced."""
 
 
+def check_id(what: str, text: str) -> None:
+    """Refuse ids and tags that no file name, log line or manifest should have to carry.
+
+    Raises:
+        UsageError: Empty, longer than 255 bytes, or with control characters.
+    """
+    if not text or len(text.encode("utf-8", "surrogatepass")) > 255 or not text.isprintable():
+        raise UsageError(f"{what} {text[:64]!r} must be 1 to 255 bytes of printable text")
+
+
 def _within(name: str, value: int, low: int, high: int | None) -> None:
     if value < low or (high is not None and value > high):
         upper = "" if high is None else f" and at most {high}"
@@ -329,10 +339,11 @@ class Manifest:
         platform: Name of the platform.
         version: Version of sfasync that wrote it.
         snapshot: The platform's name of the snapshot read; None where it has none.
-        tags: Free words given by the user.
+        tags: Free words given by the user, as they are now.
         disks: Its disks, in the platform's order.
         files: Its other files.
         seconds: Wall seconds the backup took.
+        note: What the user has to say of it, as it is now.
     """
 
     id: str
@@ -349,6 +360,7 @@ class Manifest:
     disks: tuple[DiskRecord, ...]
     files: tuple[FileRecord, ...] = ()
     seconds: float = 0.0
+    note: str = ""
 
     def disk(self, disk_id: str) -> DiskRecord | None:
         """The record of a disk, or None."""

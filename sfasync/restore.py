@@ -72,10 +72,8 @@ class Restore:
 
     async def _missing(self, manifest: Manifest, disks: Iterable[str]) -> list[str]:
         """What the backup itself never had of these disks."""
-        if all(file.name != badblocks.FILE for file in manifest.files):
-            return []
         try:
-            lists = badblocks.decode(await self._store.read_file(manifest, badblocks.FILE))
+            lists = await badblocks.of_backup(self._store, manifest)
         except IntegrityError as error:
             return [f"the backup has bad blocks, and the list of them is damaged: {error}"]
         return [badblocks.describe(disk, lists[disk]) for disk in disks if disk in lists]

@@ -42,6 +42,7 @@ def backup_object(manifest: Manifest) -> dict[str, object]:
         "seq": manifest.seq,
         "parent": manifest.parent,
         "tags": list(manifest.tags),
+        "note": manifest.note,
         "disks": [disk_object(disk) for disk in manifest.disks],
     }
 

@@ -1,4 +1,4 @@
-"""How small records are written, as JSON: manifests, sessions, voids, the configuration.
+"""How small records are written, as JSON: manifests, annotations, sessions, voids, the configuration.
 
 There is one way to write a record: keys sorted, no spaces, no field left out, seconds as whole milliseconds, so that
 no library's way of spelling fractions matters. What reads back to other bytes was not written by us and is refused:
@@ -84,6 +84,26 @@ class VoidRecord:
     created: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnnotationRecord:
+    """A change to what is said of a backup, after it was made.
+
+    Attributes:
+        backup: Id of the backup.
+        created: Seconds since the epoch.
+        remove, add: Tags, taken away before others are added.
+        note: The new note, empty for none; None to leave it as it is.
+        forgotten: Why the backup is to be no more; None if it stays.
+    """
+
+    backup: str
+    created: float
+    remove: tuple[str, ...] = ()
+    add: tuple[str, ...] = ()
+    note: str | None = None
+    forgotten: str | None = None
+
+
 def encode_record(record: object) -> bytes:
     """The payload for a record.
 
@@ -91,7 +111,10 @@ def encode_record(record: object) -> bytes:
         UsageError: It is larger than 64 KiB, or has something that cannot be written.
     """
     try:
-        payload = msgspec.json.encode(_whole(msgspec.to_builtins(record)), order="sorted")
+        values = msgspec.to_builtins(record)
+        if isinstance(record, Manifest):
+            del values["note"]  # annotations say it
+        payload = msgspec.json.encode(_whole(values), order="sorted")
     except (msgspec.MsgspecError, UnicodeError, TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"the {type(record).__name__} cannot be written: {printable(str(error))}") from error
     if len(payload) > MAX_RECORD:
@@ -186,6 +209,15 @@ def check_manifest(manifest: Manifest, key: str) -> None:
     for file in manifest.files:
         _require(0 <= file.size <= MAX_FILE, key, f"file {file.name!r} has {file.size} bytes")
         _require(_DIGEST.fullmatch(file.digest) is not None, key, f"the digest of file {file.name!r} is none")
+
+
+def check_annotation(annotation: AnnotationRecord, key: str) -> None:
+    """See that every value is in range.
+
+    Raises:
+        IntegrityError: One is not.
+    """
+    _require(_ID.fullmatch(annotation.backup) is not None, key, "its backup is no id")
 
 
 def _require(condition: bool, key: str, what: str) -> None:

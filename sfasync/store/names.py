@@ -7,6 +7,7 @@
     domains/default/index/…             32 hex digits, random
     domains/default/backups/<vm>/<seq>  32 and 16 hex digits
     domains/default/sessions/<vm>.<seq>, and <vm>.<seq>.end
+    domains/default/annotations/<vm>/<seq>.<number>  32, 16 and 8 hex digits
     domains/default/tombstones/…        id of a pack that is about to go
 """
 
@@ -26,6 +27,7 @@ PACKS = _BASE + "packs/"
 INDEX = _BASE + "index/"
 BACKUPS = _BASE + "backups/"
 SESSIONS = _BASE + "sessions/"
+ANNOTATIONS = _BASE + "annotations/"
 TOMBSTONES = _BASE + "tombstones/"
 
 LAST_SEQ = 2**52
@@ -39,6 +41,7 @@ _PACK = re.compile(rf"{re.escape(PACKS)}([0-9a-f]{{2}})/{_ID}")
 _INDEX = re.compile(rf"{re.escape(INDEX)}{_ID}")
 _BACKUP = re.compile(rf"{re.escape(BACKUPS)}{_ID}/{_SEQ}")
 _SESSION = re.compile(rf"{re.escape(SESSIONS)}{_ID}\.{_SEQ}(\.end)?")
+_ANNOTATION = re.compile(rf"{re.escape(ANNOTATIONS)}{_ID}/{_SEQ}\.([0-9a-f]{{8}})")
 _TOMBSTONE = re.compile(rf"{re.escape(TOMBSTONES)}{_ID}")
 
 
@@ -47,6 +50,14 @@ class Numbered(NamedTuple):
 
     vm: str
     seq: int
+
+
+class Annotated(NamedTuple):
+    """The place of an annotation: which VM, which of its backups, and the number of the annotation, from 1."""
+
+    vm: str
+    seq: int
+    number: int
 
 
 def vm_name(repository: bytes, vm: str) -> str:
@@ -74,6 +85,10 @@ def session_key(vm: str, seq: int) -> str:
 
 def end_key(vm: str, seq: int) -> str:
     return session_key(vm, seq) + ".end"
+
+
+def annotation_key(vm: str, seq: int, number: int) -> str:
+    return f"{ANNOTATIONS}{vm}/{seq:016x}.{number:08x}"
 
 
 def parse_pack(key: str) -> bytes | None:
@@ -108,6 +123,14 @@ def parse_session(key: str) -> Numbered | None:
 def parse_end(key: str) -> Numbered | None:
     match = _SESSION.fullmatch(key)
     return _numbered(match[1], match[2]) if match and match[3] else None
+
+
+def parse_annotation(key: str) -> Annotated | None:
+    match = _ANNOTATION.fullmatch(key)
+    place = _numbered(match[1], match[2]) if match else None
+    if match is None or place is None or match[3] == "00000000":
+        return None
+    return Annotated(*place, int(match[3], 16))
 
 
 def _numbered(vm: str, seq: str) -> Numbered | None:

@@ -45,6 +45,7 @@ class ObjectKind(IntEnum):
     VOID = 5
     SESSION = 6
     END = 7
+    ANNOTATION = 8
 
 
 class Head(NamedTuple):

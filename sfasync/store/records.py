@@ -1,4 +1,4 @@
-"""The objects that hold small records, read and created: manifests and voids, sessions and their ends.
+"""The objects that hold small records, read and created: manifests, voids, annotations, sessions and their ends.
 
 `codec` says how a record is written.
 """
@@ -17,18 +17,24 @@ from ..interfaces import Hold, ObjectStore
 from ..models import Manifest
 from .codec import (
     MAX_OBJECT,
+    AnnotationRecord,
     SessionRecord,
     VoidRecord,
+    check_annotation,
     check_manifest,
     decode_record,
     encode_record,
 )
 from .names import (
+    ANNOTATIONS,
     BACKUPS,
     SESSIONS,
+    Annotated,
     Numbered,
+    annotation_key,
     backup_key,
     end_key,
+    parse_annotation,
     parse_backup,
     parse_end,
     parse_session,
@@ -113,6 +119,33 @@ class Records:
         """Take the place of a manifest for good, unless it is taken."""
         with suppress(ObjectExistsError):
             self._put(ObjectKind.VOID, backup_key(*place), VoidRecord(reason=reason, created=time.time()))
+
+    def remove_manifest(self, place: Numbered) -> None:
+        """Remove a manifest; one that is gone is no error."""
+        self.store.delete(backup_key(*place))
+
+    # --- annotations --------------------------------------------------------------------------------------------------
+
+    def annotated(self, vm: str | None = None) -> list[Annotated]:
+        """The places of annotations, of one VM (its name in keys) or of all, in the order in which they count."""
+        keys = self.store.list(ANNOTATIONS if vm is None else f"{ANNOTATIONS}{vm}/")
+        return [place for key in keys if (place := parse_annotation(key)) is not None]
+
+    def annotation(self, place: Annotated) -> AnnotationRecord:
+        """What an annotation says; errors as of `manifest`."""
+        key = annotation_key(*place)
+        record = decode_record(self._read(key, ObjectKind.ANNOTATION).payload, AnnotationRecord, key)
+        check_annotation(record, key)
+        return record
+
+    def put_annotation(self, place: Annotated, record: AnnotationRecord) -> None:
+        """Create an annotation.
+
+        Raises:
+            ObjectExistsError: The place is taken.
+            UsageError: It is larger than 64 KiB.
+        """
+        self._put(ObjectKind.ANNOTATION, annotation_key(*place), record)
 
     # --- sessions -----------------------------------------------------------------------------------------------------
 

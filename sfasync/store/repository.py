@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -19,7 +20,6 @@ from ..errors import (
     ObjectExistsError,
     ObjectMissingError,
     RepositoryError,
-    RepositoryVersionError,
     StateError,
     StorageError,
     TargetRefusedError,
@@ -27,15 +27,16 @@ from ..errors import (
     printable,
 )
 from ..files import make_directory, storage_error, sync_directory
-from ..models import Manifest, VerifyResult
-from ..units import MiB
+from ..models import Manifest, VerifyResult, check_id
+from ..units import KiB, MiB
 from ..workers import Workers, settled
 from .blobs import BlobReader
+from .catalog import Catalog
 from .codec import FORMAT, MAX_OBJECT, Configuration, decode_configuration, encode_record
 from .disk import StoredDisk
 from .local import LocalStore, is_temporary
 from .locator import Locator
-from .names import CONFIG, vm_name
+from .names import CONFIG
 from .objects import ObjectKind, check_writable, decode, encode
 from .records import Records
 from .seal import BlobKind
@@ -48,6 +49,7 @@ _POLL_SECONDS = 0.2
 _SHORTEST_PREFIX = 4
 _PREFIX = re.compile(rf"[0-9a-f]{{{_SHORTEST_PREFIX},32}}")
 _LATEST = "@latest"
+_MAX_TEXT = 4 * KiB
 _NOT_CONTENT = ("lost+found",)  # of a file system that is mounted there
 
 
@@ -70,6 +72,7 @@ class Repository:
         self._records = Records(store, bytes.fromhex(configuration.id))
         self._locator = Locator(store, self._records.repository)
         self._blobs = BlobReader(store, self._locator)
+        self._catalog = Catalog(self._records)
         self._sessions: set[Session] = set()
         self._closed = False
 
@@ -176,14 +179,21 @@ class Repository:
                     raise
             await asyncio.sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
 
-    async def backups(self, vm: str | None = None) -> list[Manifest]:
-        """The backups, of one VM or of all, ordered by VM and number. Damaged ones are left out and logged.
+    async def backups(
+        self, vm: str | None = None, *, since: float | None = None, tag: str | None = None
+    ) -> list[Manifest]:
+        """The backups, ordered by VM and number. Damaged ones are left out and logged.
+
+        Args:
+            vm: Only those of this VM.
+            since: Only those whose snapshot was taken at this time or later, in seconds since the epoch.
+            tag: Only those that have this tag now.
 
         Raises:
             StorageError: The repository cannot be read.
         """
         self._require_open()
-        return await self._workers.run(self._backups, vm)
+        return await self._workers.run(partial(self._catalog.backups, vm, since=since, tag=tag))
 
     async def find(self, reference: str) -> Manifest:
         """The backup meant by an id, a unique prefix of at least 4 digits, or ``VM@latest``.
@@ -196,13 +206,70 @@ class Repository:
         """
         self._require_open()
         if reference.endswith(_LATEST):
-            return await self._workers.run(self._latest, reference.removesuffix(_LATEST))
+            return await self._workers.run(self._catalog.latest, reference.removesuffix(_LATEST))
         if _PREFIX.fullmatch(reference) is None:
             raise BackupNotFoundError(
                 f"{printable(reference)} is no backup: give an id, {_SHORTEST_PREFIX} or more of its first digits,"
                 f" or VM{_LATEST}"
             )
-        return await self._workers.run(self._only, reference)
+        return await self._workers.run(self._catalog.only, reference)
+
+    async def annotate(
+        self, backup: str, *, add: Sequence[str] = (), remove: Sequence[str] = (), note: str | None = None
+    ) -> Manifest:
+        """Change the tags and the note of a backup. Two who do so at once both have their way, one after the other.
+
+        Cancelling waits until it is decided.
+
+        Args:
+            backup: As of `find`.
+            add, remove: Tags to give it and to take away.
+            note: What to say of it, one line of at most 4 KiB; empty for nothing, None to leave it.
+
+        Returns:
+            The backup as it is then.
+
+        Raises:
+            UsageError: A tag or the note cannot be one, or there is nothing to change.
+            StorageError: It could not be written.
+            BackupNotFoundError, IntegrityError, RepositoryError: As of `find` and `begin`.
+        """
+        for tag in (*add, *remove):
+            check_id("tag", tag)
+        if both := set(add) & set(remove):
+            raise UsageError(f"tag {min(both)!r} cannot be added and removed at once")
+        if note is not None:
+            _check_text("note", note)
+        if not (add or remove) and note is None:
+            raise UsageError("nothing to change: name tags to add or remove, or a note")
+        manifest = await self.find(backup)
+        return await self._workers.run_to_end(self._annotate, manifest, tuple(add), tuple(remove), note)
+
+    async def forget(self, *backups: str, reason: str = "", dry_run: bool = False) -> list[Manifest]:
+        """Remove backups, that is their manifests, for good; what they alone stored stays until the repository is
+        pruned. When and why is kept on record.
+
+        All are looked up before the first is removed. A session that builds on one of them, and a restore that reads
+        one, are not disturbed. Cancelling waits for the one that is being removed; those before it are gone.
+
+        Args:
+            backups: Each as of `find`.
+            reason: Why, one line of at most 4 KiB.
+            dry_run: Only look them up.
+
+        Returns:
+            The backups forgotten.
+
+        Raises:
+            UsageError: The reason cannot be one.
+            StorageError: One could not be removed; those before it are gone.
+            BackupNotFoundError, IntegrityError, RepositoryError: As of `find` and `begin`; nothing was removed.
+        """
+        _check_text("reason", reason)
+        found = {manifest.id: manifest for manifest in [await self.find(backup) for backup in backups]}
+        for manifest in () if dry_run else found.values():
+            await self._workers.run_to_end(self._forget, manifest, reason)
+        return list(found.values())
 
     def open_disk(self, manifest: Manifest, disk_id: str) -> StoredDisk:
         """A disk of a backup as a source.
@@ -277,44 +344,20 @@ class Repository:
             raise
         return session
 
+    def _annotate(self, manifest: Manifest, add: Sequence[str], remove: Sequence[str], note: str | None) -> Manifest:
+        self._check_writable()
+        return self._catalog.annotate(manifest, add=add, remove=remove, note=note)
+
+    def _forget(self, manifest: Manifest, reason: str) -> None:
+        self._check_writable()
+        self._catalog.forget(manifest, reason)
+
     def _check_writable(self) -> None:
         """See that the repository is still there, is this one, and is ours to write."""
         configuration, data = _read_configuration(self._store)
         if configuration.id != self.id:
             raise RepositoryError(f"another repository is in {self.location} now; open it again", path=self.location)
         check_writable(data, CONFIG)
-
-    def _backups(self, vm: str | None) -> list[Manifest]:
-        name = None if vm is None else vm_name(self._records.repository, vm)
-        return sorted(self._records.manifests(self._records.numbered(name)), key=lambda backup: (backup.vm, backup.seq))
-
-    def _latest(self, vm: str) -> Manifest:
-        """The last backup of a VM; an older one is not what is meant when that one is damaged."""
-        for place in reversed(self._records.numbered(vm_name(self._records.repository, vm))):
-            try:
-                manifest = self._records.manifest(place)
-            except ObjectMissingError:
-                continue  # forgotten since it was listed
-            except (IntegrityError, RepositoryVersionError) as error:
-                what = f"the latest backup of VM {printable(vm)} cannot be read; older ones go by their ids: {error}"
-                raise type(error)(what, path=error.path) from error
-            if manifest is not None:
-                return manifest
-        raise BackupNotFoundError(f"there is no backup of VM {printable(vm)} in {self.location}")
-
-    def _only(self, prefix: str) -> Manifest:
-        """The backup whose id begins so."""
-        unreadable: list[IntegrityError | RepositoryVersionError] = []
-        backups = self._records.manifests(self._records.numbered(), unreadable)
-        found = [backup for backup in backups if backup.id.startswith(prefix)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise BackupNotFoundError(f"{len(found)} backups begin with {prefix} in {self.location}")
-        for error in unreadable:
-            what = f"no backup that can be read begins with {prefix} in {self.location}, and there is damage: {error}"
-            raise type(error)(what, path=error.path) from error
-        raise BackupNotFoundError(f"there is no backup {prefix} in {self.location}")
 
     def _close(self) -> None:
         for session in list(self._sessions):
@@ -325,6 +368,16 @@ class Repository:
     def _require_open(self) -> None:
         if self._closed:
             raise StateError(f"the repository in {self.location} is closed; open it again")
+
+
+def _check_text(what: str, text: str) -> None:
+    """See that a remark can be kept and shown.
+
+    Raises:
+        UsageError: It is longer than 4 KiB, or more than a line.
+    """
+    if len(text.encode("utf-8", "surrogatepass")) > _MAX_TEXT or not text.isprintable():
+        raise UsageError(f"the {what} must be one line of printable text, {_MAX_TEXT} bytes at most")
 
 
 def _local_path(location: str | os.PathLike[str]) -> Path:

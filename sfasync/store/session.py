@@ -62,7 +62,7 @@ def claim(records: Records, vm: str) -> Claim:
         _clear(records, name, vm)
         places = records.numbered(name)
         parent = _latest(records, places)
-        place = Numbered(name, max((taken.seq for taken in places), default=0) + 1)
+        place = Numbered(name, _last(records, places, name) + 1)
         if place.seq > LAST_SEQ:
             raise StorageError(f"VM {printable(vm)} has used up all numbers of backups in {records.store.location}")
         try:
@@ -70,13 +70,22 @@ def claim(records: Records, vm: str) -> Claim:
         except ObjectExistsError:
             continue  # another session began just now
         try:
-            if any(taken.seq >= place.seq for taken in records.numbered(name)):
+            if _last(records, records.numbered(name), name) >= place.seq:
                 _remove(records, place, hold)  # one began and ended since the places were listed
                 continue
             return Claim(place, hold, _still_there(records, parent))
         except BaseException:
             _remove(records, place, hold)
             raise
+
+
+def _last(records: Records, places: list[Numbered], name: str) -> int:
+    """The highest number that a backup of a VM has or had: of one that was forgotten, annotations tell.
+
+    They are listed after the places: whoever removes a manifest has said so before.
+    """
+    made = [place.seq for place in places]
+    return max(made + [place.seq for place in records.annotated(name)], default=0)
 
 
 def _clear(records: Records, name: str, vm: str) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from functools import partial
@@ -21,6 +22,7 @@ from typing import TypeVar
 from ..errors import BackupNotFoundError, ObjectMissingError, printable
 from ..models import VerifyResult
 from ..workers import Workers, settled
+from .annotations import gaps, is_lost
 from .blobs import BlobReader
 from .cache import Location
 from .codec import MAX_OBJECT, decode_configuration
@@ -30,10 +32,13 @@ from .locator import Locator
 from .names import (
     CONFIG,
     INDEX,
+    Annotated,
     Numbered,
+    annotation_key,
     backup_key,
     end_key,
     pack_key,
+    parse_annotation,
     parse_backup,
     parse_end,
     parse_index,
@@ -70,6 +75,7 @@ class Verification:
         self._stopped = threading.Event()
         self._findings = Findings()
         self._leftovers: list[str] = []
+        self._annotations: defaultdict[Numbered, list[str]] = defaultdict(list)
         self._locator = Locator(records.store, records.repository, private=True)
         self._blobs = BlobReader(records.store, self._locator)
         self._lock = threading.Lock()
@@ -125,6 +131,7 @@ class Verification:
         live = self._check_sessions(filter(None, map(parse_session, keys)))
         self._check_ends(filter(None, map(parse_end, keys)))
         self._check_manifests(places)
+        self._check_annotations(list(filter(None, map(parse_annotation, keys))))
         scrubber = self._read_index()
         packs = scrubber.packs()
         self._check_packs(packs, scrubber, workers, threads)
@@ -138,6 +145,8 @@ class Verification:
         self._total = 1 + len(places)
         self._check_configuration()
         self._check_manifests(places)
+        wanted = set(places)
+        self._check_annotations([place for place in self._records.annotated() if Numbered(*place[:2]) in wanted])
         scrubber = self._read_index()
         touched: set[bytes] = set()
 
@@ -175,6 +184,18 @@ class Verification:
     def _check_manifests(self, places: Iterable[Numbered]) -> None:
         for place in places:
             self._check_object(backup_key(*place), partial(self._records.manifest, place))
+
+    def _check_annotations(self, places: Collection[Annotated]) -> None:
+        """Check annotations, and that none is lost, nor a backup that has some."""
+        for place in places:
+            self._check_object(annotation_key(*place), partial(self._records.annotation, place))
+            self._annotations[Numbered(*place[:2])].append(annotation_key(*place))
+        for gap in gaps(places):
+            self._findings.add(annotation_key(*gap), "is missing: there are later ones")
+            self._annotations[Numbered(*gap[:2])].append(annotation_key(*gap))
+        for backup in self._annotations:
+            if is_lost(self._records, backup):
+                self._findings.add(backup_key(*backup), "is missing: it has annotations, and none forgets it")
 
     def _check_sessions(self, places: Iterable[Numbered]) -> bool:
         """Check the objects of sessions; those that are dead are left-overs. Returns whether one lives."""
@@ -257,6 +278,8 @@ class Verification:
         for place in places:
             for manifest in self._records.manifests([place]):
                 walk.check(manifest)
+                for key in self._annotations.get(place, ()):
+                    findings.blame(key, manifest.id)
                 count += 1
         if not self._data:
             findings.count(blobs=walk.blobs)
@@ -306,7 +329,9 @@ class Verification:
 
 def _is_ours(key: str) -> bool:
     """Whether a key is one that this version writes."""
-    parsers: tuple[Callable[[str], object], ...] = (parse_pack, parse_index, parse_backup, parse_session, parse_end)
+    parsers: tuple[Callable[[str], object], ...] = (
+        *(parse_pack, parse_index, parse_backup, parse_annotation, parse_session, parse_end),
+    )
     return key == CONFIG or any(parse(key) is not None for parse in parsers)
 
 

@@ -99,6 +99,18 @@ class Reader:
         assert (manifest["vm"], manifest["seq"]) == (vm, seq)
         return dict(manifest)
 
+    def said_of(self, manifest: dict) -> tuple[list[str], str]:  # type: ignore[type-arg]  # JSON
+        key = digest("sfasync 1 vm name", self.repository)
+        name = "domains/default/annotations/" + blake3(manifest["vm"].encode(), key=key).digest()[:16].hex()
+        tags, note = manifest["tags"], ""
+        for path in sorted((self.root / name).glob(f"{manifest['seq']:016x}.*")):
+            said = json.loads(self.frame(f"{name}/{path.name}", 8))
+            assert said["backup"] == manifest["id"]
+            tags = [tag for tag in tags if tag not in said["remove"]]
+            tags += [tag for tag in said["add"] if tag not in tags]
+            note = note if said["note"] is None else said["note"]
+        return tags, note
+
     def disk(self, record: dict) -> Iterator[bytes]:  # type: ignore[type-arg]  # JSON
         size, root = record["size"], bytes.fromhex(record["root"])
         assert digest("sfasync 1 disk", size.to_bytes(8, "little"), root).hex() == record["tree"]
@@ -160,6 +172,14 @@ async def test_a_second_reader_reads_everything(repository: Repository, place: P
         assert {disk["id"]: b"".join(reader.disk(disk)) for disk in manifest["disks"]} == contents
     for path in place.glob("domains/default/packs/*/*"):
         check_pack(path.read_bytes())
+
+
+async def test_a_second_reader_reads_what_was_said_later(repository: Repository, place: Path) -> None:
+    backup = await back_up(repository, "dévice", {"vda": b"x"})
+    await repository.annotate(backup.id, add=["é", "b"], note="☃")
+    await repository.annotate(backup.id, remove=["é"], add=["c"])
+    reader = Reader(place)
+    assert reader.said_of(reader.manifest("dévice", 1)) == (["b", "c"], "☃")
 
 
 def test_the_examples_are_right() -> None:

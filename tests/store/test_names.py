@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sfasync.store import names
-from sfasync.store.names import Numbered
+from sfasync.store.names import Annotated, Numbered
 
 ID = bytes(range(16))
 VM = "ab" * 16
@@ -20,6 +20,8 @@ def test_what_is_made_is_parsed() -> None:
     assert names.session_key(VM, 1) == f"domains/default/sessions/{VM}.0000000000000001"
     assert names.parse_session(names.session_key(VM, 1)) == Numbered(VM, 1)
     assert names.parse_end(names.end_key(VM, 1)) == Numbered(VM, 1)
+    assert names.annotation_key(VM, 1, 255) == f"domains/default/annotations/{VM}/0000000000000001.000000ff"
+    assert names.parse_annotation(names.annotation_key(VM, 1, 255)) == Annotated(VM, 1, 255)
     assert names.parse_tombstone(names.TOMBSTONES + ID.hex()) == ID
 
 
@@ -43,6 +45,9 @@ def test_a_session_is_not_its_end() -> None:
         f"domains/default/backups/{VM}/0000000000000000",
         f"domains/default/backups/{VM}/ffffffffffffffff",
         f"domains/default/backups/{VM}/00000000000000f",
+        f"domains/default/annotations/{VM}/0000000000000001.00000000",
+        f"domains/default/annotations/{VM}/0000000000000000.00000001",
+        f"domains/default/annotations/{VM}/0000000000000001",
         f"domains/default/sessions/{VM}.0000000000000001.2",
         f"domains/default/sessions/{VM}.{15 * chr(0x660)}1",
     ],
@@ -50,6 +55,7 @@ def test_a_session_is_not_its_end() -> None:
 def test_other_names_are_not_ours(key: str) -> None:
     for parse in (names.parse_pack, names.parse_index, names.parse_backup, names.parse_session, names.parse_end):
         assert parse(key) is None
+    assert names.parse_annotation(key) is None
 
 
 def test_the_name_of_a_vm_depends_on_the_repository() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import click
 
-from ...models import BackupResult, ExportAddress, Limits, Retry
+from ...models import BackupResult, ExportAddress, Limits, Retry, check_id
 from ...units import format_seconds, format_size
 from .. import options
 from ..failures import EXIT_LOSS
@@ -132,7 +132,6 @@ def _addresses(wish: _Wish) -> dict[str, ExportAddress]:
     Raises:
         UsageError: Names that no backup can have, or URIs that are none.
     """
-    from ...backup import check_id
     from ...nbd.uri import parse_uri
 
     check_id("VM", wish.vm)
@@ -144,6 +143,8 @@ def _addresses(wish: _Wish) -> dict[str, ExportAddress]:
 
 
 def _report(output: Output, result: BackupResult) -> None:
+    from ...badblocks import as_lists
+
     output.close_progress()
     for warning in result.warnings:
         output.warning(warning)
@@ -160,9 +161,7 @@ def _report(output: Output, result: BackupResult) -> None:
             "parent": result.parent,
             "disks": [disk_object(disk) for disk in result.disks],
             "limited_by": result.limited_by,
-            "bad_blocks": {
-                disk: [[extent.offset, extent.length] for extent in bad] for disk, bad in result.bad_blocks.items()
-            },
+            "bad_blocks": as_lists(result.bad_blocks),
             "seconds": round(result.seconds, 3),
             "warnings": list(result.warnings),
         },

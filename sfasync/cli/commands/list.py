@@ -34,11 +34,7 @@ async def _list(output: Output, location: str, vm: str | None, since: float | No
     from ...store.repository import Repository
 
     async with await Repository.open(location) as repository:
-        backups = [
-            manifest
-            for manifest in await repository.backups(vm)
-            if (since is None or manifest.time >= since) and (tag is None or tag in manifest.tags)
-        ]
+        backups = await repository.backups(vm, since=since, tag=tag)
     for manifest in backups:
         output.event("backup", backup_object(manifest))
     if backups:

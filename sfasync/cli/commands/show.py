@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
-from ...errors import printable
+from ...errors import IntegrityError, printable
 from ...models import DiskRecord, Manifest
 from ...units import format_seconds, format_size
 from .. import options
 from ..output import Output
 from ..records import backup_object, local_time, table
 from ..runner import perform
+
+if TYPE_CHECKING:
+    from ...badblocks import BadBlocks
+    from ...store.repository import Repository
 
 _DISKS = ("DISK", "SIZE", "MODE", "READ", "SKIPPED", "ZERO", "NEW", "DUPLICATE", "STORED", "WHY")
 
@@ -27,12 +32,16 @@ def command(output: Output, reference: str, repository: str) -> int:
 
 
 async def _show(output: Output, location: str, reference: str) -> int:
+    from ...badblocks import as_lists, describe
     from ...store.repository import Repository
 
     async with await Repository.open(location) as repository:
         manifest = await repository.find(reference)
+        bad_blocks = await _bad_blocks(output, repository, manifest)
     for line in _lines(manifest):
         output.line(line)
+    for disk_id, extents in (bad_blocks or {}).items():
+        output.line(describe(disk_id, extents))
     output.result(
         "show",
         {
@@ -43,10 +52,22 @@ async def _show(output: Output, location: str, reference: str) -> int:
             "snapshot": manifest.snapshot,
             "version": manifest.version,
             "files": [{"name": file.name, "size": file.size, "digest": file.digest} for file in manifest.files],
+            "bad_blocks": None if bad_blocks is None else as_lists(bad_blocks),
             "seconds": round(manifest.seconds, 3),
         },
     )
     return 0
+
+
+async def _bad_blocks(output: Output, repository: Repository, manifest: Manifest) -> BadBlocks | None:
+    """What the backup is missing; None, with a warning, if the list of it is damaged."""
+    from ...badblocks import of_backup
+
+    try:
+        return await of_backup(repository, manifest)
+    except IntegrityError as error:
+        output.warning(f"the backup has bad blocks, and the list of them is damaged: {error}")
+        return None
 
 
 def _lines(manifest: Manifest) -> Iterator[str]:
@@ -58,6 +79,7 @@ def _lines(manifest: Manifest) -> Iterator[str]:
         "took": format_seconds(manifest.seconds),
         "parent": manifest.parent or "none",
         "tags": ", ".join(manifest.tags) or "none",
+        "note": manifest.note or "none",
         "platform": manifest.platform,
         "made by": f"sfasync {manifest.version}",
     }
