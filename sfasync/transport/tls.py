@@ -151,24 +151,32 @@ class TlsLayer:
         return True
 
     def read_into(self, buffer: memoryview) -> int:
-        """Decrypt into a non-empty buffer; 0 when more ciphertext is needed.
+        """Decrypt into a non-empty buffer as much as there is and goes in; 0 when more ciphertext is needed.
 
         Raises:
             TlsError: The ciphertext is damaged.
             EOFError: The server ended TLS.
         """
+        read = self._tls.read
+        done, size = 0, len(buffer)
         try:
-            # With a buffer it gives a number; the stubs of the standard library say bytes.
-            count = cast("int", self._tls.read(len(buffer), buffer))
+            while done < size:  # a record, 16 KiB at most, each time
+                # With a buffer it gives a number; the stubs of the standard library say bytes.
+                count = cast("int", read(size - done, buffer[done:]))
+                if not count:
+                    break
+                done += count
+            else:
+                return done
         except ssl.SSLWantReadError:
-            return 0
+            return done
         except ssl.SSLZeroReturnError:
-            count = 0
+            pass
         except ssl.SSLError as error:
             raise self._failed(error) from error
-        if not count:
+        if not done:  # otherwise it is told again the next time
             raise EOFError
-        return count
+        return done
 
     def write(self, data: bytes | memoryview) -> None:
         """Encrypt bytes for `take`; the memory is free afterwards."""
