@@ -47,7 +47,7 @@ class ExportInfo:
 
     Attributes:
         name: Its name, as the server spells it if it told.
-        size: Bytes.
+        size: Bytes; 0 where there is nothing, or the server does not know.
         flags: Transmission flags (proto.md, "Transmission flags").
         block_sizes: Block size constraints; None where the server named none.
         description: Text for people; empty where there is none.
@@ -415,7 +415,7 @@ def _check(info: ExportInfo) -> None:
     """Refuse an export that cannot be used as it is described (proto.md, "Block size constraints")."""
     size = info.size
     minimum, preferred, maximum = info.block_sizes or wire.BlockSizes(1, 1, const.NO_MAXIMUM_BLOCK_SIZE)
-    if not 0 < size <= const.MAX_SIZE:
+    if size > const.MAX_SIZE:
         problem = f"its size is {size}"
     elif not 0 < minimum <= const.MAX_MINIMUM_BLOCK_SIZE or minimum & (minimum - 1):
         problem = f"its minimum block size {minimum} is not a power of two up to {const.MAX_MINIMUM_BLOCK_SIZE}"

@@ -55,6 +55,7 @@ async def open_export(
     contexts: Sequence[str] = (const.BASE_ALLOCATION,),
     multi_conn: bool | None = None,
     retry: Retry | None = None,
+    empty: bool = False,
 ) -> Export:
     """Open an export; close it with `aclose`, or use it as an asynchronous context manager.
 
@@ -68,6 +69,8 @@ async def open_export(
         multi_conn: Whether to use several connections; None to believe the server.
         retry: How faults are met; None to repeat nothing. Several connections against the server's word are never
             replaced.
+        empty: Whether an export of 0 bytes is of use. Otherwise it is refused: 0 is more often a server that does not
+            know than a disk, and nothing read from it would pass for a success.
 
     Raises:
         UsageError: The URI, or a file it names, cannot be used.
@@ -81,6 +84,9 @@ async def open_export(
     recipe = Recipe(address, requests=limits.requests, timeouts=timeouts or Timeouts(), contexts=contexts)
     retry = retry or NO_RETRY
     first = await recipe.first(retry)
+    if first.info.size == 0 and not empty:
+        first.abort()
+        raise ExportError(f"{first.name} has a size of 0 bytes: either it is empty or its server does not know")
     shared = bool(first.info.flags & const.FLAG_CAN_MULTI_CONN)
     several = limits.connections > 1 and (shared if multi_conn is None else multi_conn)
     export = Export(recipe, first, retry if shared or not several else replace(retry, outage=0.0))

@@ -397,7 +397,6 @@ def test_endless_contexts_end() -> None:
 @pytest.mark.parametrize(
     ("size", "sizes", "message"),
     [
-        (0, None, "size is 0"),
         (1 << 63, None, "size is 9223372036854775808"),
         (SIZE, (0, 4096, 1 << 25), "minimum block size 0"),
         (SIZE, (513, 4096, 1 << 25), "minimum block size 513"),

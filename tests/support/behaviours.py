@@ -517,7 +517,7 @@ async def opens_by_name_what_no_number_holds(client: Client, _: ssl.SSLContext) 
 # --- sizes -----------------------------------------------------------------------------------------------------------
 
 
-@meets(opens, "T2", ExportError, "its size is 0")
+@meets(opens, "T2", ExportError, "has a size of 0 bytes")
 async def has_no_size(client: Client, _: ssl.SSLContext) -> None:
     await to_go(client)
     await client.say(peer.info_export(0) + GO)

@@ -129,7 +129,7 @@ async def _list(output: Output, address: ExportAddress) -> None:
 async def _size(output: Output, address: ExportAddress) -> None:
     from ...transport.export import open_export
 
-    async with await open_export(address) as export:
+    async with await open_export(address, empty=True) as export:
         size = export.size
     output.line(str(size))
     output.result("info", {"export-size": size})
@@ -143,7 +143,7 @@ async def _query(address: ExportAddress) -> ExportInfo:
     from ...transport.export import open_export
     from ...transport.inquiry import query_export
 
-    async with await open_export(address) as export:
+    async with await open_export(address, empty=True) as export:
         info = export.info
     with suppress(ExportError):  # an old server does not list contexts, and has none
         info = replace(info, contexts=(await query_export(address)).contexts)
@@ -229,13 +229,14 @@ async def _ranges(address: ExportAddress, context: str) -> AsyncGenerator[_Range
     """
     from ...transport.export import open_export
 
-    async with await open_export(address, contexts=(context,)) as export:
+    async with await open_export(address, contexts=(context,), empty=True) as export:
         if context in export.contexts:
             async with aclosing(_joined(export.block_status(context, 0, export.size))) as joined:
                 async for found in joined:
                     yield found
         elif context == _ALLOCATION:  # nothing known is data (proto.md, "Metadata querying")
-            yield 0, export.size, 0
+            if export.size:
+                yield 0, export.size, 0
         else:
             known = ", ".join(map(printable, sorted((await _query(address)).contexts))) or "none"
             raise UsageError(f"the server does not have the metadata context {printable(context)}; it has {known}")

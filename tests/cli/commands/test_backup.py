@@ -147,6 +147,17 @@ def test_an_unknown_export(repository: Path, disk: Path) -> None:
     failed(ended, 20, "export")
 
 
+def test_an_export_of_no_size(repository: Path, server: Server) -> None:
+    """Next to a good disk as well: it must not become an empty disk of a backup that counts as done."""
+    with nbdkit("memory", "0") as empty:
+        error = failed(
+            sfasync("backup", "web-01", "--disk", f"a={server.uri}", "--disk", f"b={empty.uri}", "--json"), 20, "export"
+        )
+    assert error["disk"] == "b"
+    assert "has a size of 0 bytes" in error["message"]
+    assert backups() == 0
+
+
 def test_a_disk_with_a_bad_sector(repository: Path, disk: Path, server: Server) -> None:
     with nbdkit("file", disk, "error-pread-rate=100%", filters=("error",)) as broken:
         ended = sfasync("backup", "vm", "--disk", f"good={server.uri}", "--disk", f"bad={broken.uri}", "--json")

@@ -197,3 +197,16 @@ def test_nobody_listens() -> None:
     ended = sfasync("info", "nbd+unix:///?socket=/nonexistent/socket", "--json")
     assert (ended.status, ended.last["code"]) == (20, "connect")
     assert "/nonexistent/socket" in ended.err
+
+
+@pytest.mark.parametrize("filters", [(), ("noextents",)])
+def test_an_empty_export_is_shown(filters: tuple[str, ...]) -> None:
+    """What there is to see of it; nothing else takes it for a disk."""
+    with nbdkit("memory", "0", filters=filters) as server:
+        result = sfasync("info", server.uri, "--json").last
+        assert (result["export-size"], result["is_read_only"]) == (0, False)
+        assert json.loads(nbdinfo("--json", server.uri))["exports"][0]["export-size"] == 0
+        assert sfasync("info", "--size", server.uri).out == "0\n"
+        assert sfasync("info", "--list", server.uri, "--json").last["count"] == 1
+        assert sfasync("info", "--map", server.uri, "--json").last["count"] == 0
+        assert sfasync("info", "--map", "--totals", server.uri, "--json").last["count"] == 0
