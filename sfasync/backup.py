@@ -13,14 +13,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Mapping, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from . import badblocks
 from ._version import VERSION
-from .errors import CbtError, IntegrityError, LeaseLostError, UsageError, printable
+from .errors import CbtError, IntegrityError, LeaseLostError, SourceError, TlsError, UsageError, printable
 from .extents import chunks, with_also
 from .interfaces import (
     BackupSession,
@@ -200,7 +200,7 @@ class Backup:
         reporter: Reporter,
     ) -> tuple[DiskRecord, tuple[Extent, ...]]:
         """Move one disk into the session; gives what could not be read as well."""
-        async with self._resources.slots, self._resources.endpoints.source(disk.address) as opened:
+        async with self._resources.slots, self._opened(disk) as opened:
             began = time.monotonic()
             salvaged = _salvaged(opened, request)
             source = self._resources.throttled(salvaged or opened)
@@ -231,6 +231,16 @@ class Backup:
             ),
         )
         return record, salvaged.blocks if salvaged else ()
+
+    @asynccontextmanager
+    async def _opened(self, disk: SnapshotDisk) -> AsyncIterator[Source]:
+        """Open a disk for the time of the block; what fails over it, then or later, names it."""
+        try:
+            async with self._resources.endpoints.source(disk.address) as opened:
+                yield opened
+        except (SourceError, TlsError) as error:
+            error.disk = error.disk or disk.id
+            raise
 
     async def _transfer(
         self,
