@@ -32,10 +32,11 @@ from .interfaces import (
     Source,
     SurveyedSource,
 )
-from .models import BackupResult, DiskRecord, Extent, Manifest, check_id
+from .models import BackupResult, DiskRecord, Extent, Frozen, Manifest, check_id
 from .pipeline import transfer
 from .progress import Meter, Reporter
 from .resources import Resources
+from .resuming import remaining, with_checkpoints
 from .tasks import cancelled, finish, run_all
 from .units import KiB
 
@@ -63,6 +64,7 @@ class BackupRequest:
         tags: Free words kept in the manifest.
         wait: Seconds to wait for another session of the same VM.
         bad_blocks: `fail`, or `zero` to back up blocks that cannot be read as zeros.
+        resume: Go on from where an interrupted backup of the same snapshot was stopped.
     """
 
     vm: str
@@ -71,6 +73,7 @@ class BackupRequest:
     tags: tuple[str, ...] = ()
     wait: float = 0.0
     bad_blocks: str = "fail"
+    resume: bool = True
 
     def __post_init__(self) -> None:
         if self.bad_blocks not in BAD_BLOCKS:
@@ -103,7 +106,7 @@ class Backup:
             asyncio.CancelledError: As above; the session has ended.
         """
         began = time.monotonic()
-        session = await self._store.begin(request.vm, wait=request.wait)
+        session = await self._store.begin(request.vm, wait=request.wait, resume=request.resume)
         try:
             return await self._in_session(session, request, platform, reporter, began)
         except BaseException:
@@ -119,7 +122,9 @@ class Backup:
         chain = f"{self._store.id}/{request.vm}"
         result: BackupResult | None = None
         try:
-            async with platform.snapshot(request.vm, disks=request.disks, base=base, chain=chain) as view:
+            async with platform.snapshot(
+                request.vm, disks=request.disks, base=base, chain=chain, reuse=session.snapshot
+            ) as view:
                 result = await self._from_view(view, session, parent, request, platform.name, reporter, began)
         except Exception as error:
             if result is None:
@@ -145,8 +150,9 @@ class Backup:
         lists = await self._bad_before(parent)
         before = {disk.id: _Before(parent.disk(disk.id) if parent else None, lists) for disk in view.disks}
         disks = (self._disk(session, view, disk, before[disk.id], request, reporter) for disk in view.disks)
-        moved = await _unless_lost(view, run_all(disks))
-        bad = {record.id: blocks for record, blocks in moved if blocks}
+        work = run_all(disks)
+        moved = await _unless_lost(view, work if view.snapshot_id is None else with_checkpoints(session, work))
+        bad = {disk.record.id: disk.bad for disk in moved if disk.bad}
         reporter.enter("committing")
         files = [await session.add_file(name, data) for name, data in _files(view, bad).items()]
         manifest = await session.commit(
@@ -162,7 +168,7 @@ class Backup:
                 version=VERSION,
                 snapshot=view.snapshot_id,
                 tags=request.tags,
-                disks=tuple(record for record, _ in moved),
+                disks=tuple(disk.record for disk in moved),
                 files=tuple(files),
                 seconds=time.monotonic() - began,
             )
@@ -176,6 +182,7 @@ class Backup:
             disks=manifest.disks,
             limited_by=_limited_by(manifest.disks),
             seconds=time.monotonic() - began,
+            resumed={disk.record.id: disk.resumed for disk in moved if disk.resumed},
             bad_blocks=bad,
             warnings=tuple(warnings),
         )
@@ -198,15 +205,21 @@ class Backup:
         before: _Before,
         request: BackupRequest,
         reporter: Reporter,
-    ) -> tuple[DiskRecord, tuple[Extent, ...]]:
-        """Move one disk into the session; gives what could not be read as well."""
+    ) -> _Moved:
+        """Move one disk into the session."""
         async with self._resources.slots, self._opened(disk) as opened:
             began = time.monotonic()
             salvaged = _salvaged(opened, request)
             source = self._resources.throttled(salvaged or opened)
             mode, reasons = _mode(disk, before, request)
             meter = reporter.meter(disk.id, source.size)
-            writer = session.disk(disk.id, source.size, parent=before.record if mode == "incremental" else None)
+            writer = session.disk(
+                disk.id,
+                source.size,
+                parent=before.record if mode == "incremental" else None,
+                frozen=Frozen(snapshot=view.snapshot_id, checkpoint=disk.checkpoint) if view.snapshot_id else None,
+                doubtful=salvaged.touches if salvaged else None,
+            )
             await self._transfer(disk, source, writer, before, mode, meter)
             await view.check()  # what was read last was still the snapshot's
             root, tree = await writer.finish()
@@ -220,7 +233,7 @@ class Backup:
             root=root,
             tree=tree,
             mode=mode,
-            reasons=reasons,
+            reasons=(*reasons, "resumed") if meter.resumed else reasons,
             checkpoint=disk.checkpoint,
             statistics=replace(
                 stored,
@@ -230,7 +243,7 @@ class Backup:
                 seconds={stage: round(spent, 3) for stage, spent in seconds.items()},
             ),
         )
-        return record, salvaged.blocks if salvaged else ()
+        return _Moved(record, meter.resumed, salvaged.blocks if salvaged else ())
 
     @asynccontextmanager
     async def _opened(self, disk: SnapshotDisk) -> AsyncIterator[Source]:
@@ -266,8 +279,23 @@ class Backup:
         )
         limits = self._resources.limits
         lanes = limits.requests * limits.connections
-        async with aclosing(plan):
+        async with aclosing(remaining(plan, writer, meter)) as plan:
             await transfer(plan, source, writer, pool=self._resources.pool, lanes=lanes, meter=meter)
+
+
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """A disk that is in the session.
+
+    Attributes:
+        record: Its record.
+        resumed: Bytes that were adopted from an interrupted backup.
+        bad: What could not be read.
+    """
+
+    record: DiskRecord
+    resumed: int
+    bad: tuple[Extent, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,6 +111,8 @@ class Engine:
         tags: Sequence[str] = (),
         wait: float = 0.0,
         bad_blocks: str = "fail",
+        snapshot_id: str | None = None,
+        resume: bool = True,
         progress: ProgressCallback | None = None,
     ) -> Job[BackupResult]:
         """Begin a backup and return a handle on it.
@@ -124,6 +126,9 @@ class Engine:
             wait: Seconds to wait while another session works on the same VM.
             bad_blocks: What becomes of blocks that cannot be read: ``fail`` the backup, or back them up as ``zero``,
                 at most 1 MiB of a disk; `BackupResult.bad_blocks` says which.
+            snapshot_id: Without a platform, the name of the frozen state that the disks are in. A backup of the same
+                VM and state goes on where one was interrupted; without a name, all is read again.
+            resume: False to read all again, and to forget what an interrupted backup had finished.
             progress: Called on the loop with a `Progress`, twice a second at most and at each change of state.
 
         Raises:
@@ -132,13 +137,21 @@ class Engine:
         if platform is None:
             if not isinstance(disks, Mapping) or not disks:
                 raise UsageError("a backup without a platform needs the address of at least one disk")
-            platform = PlainPlatform({disk: parse_disk(address) for disk, address in disks.items()})
+            if snapshot_id is not None:
+                check_id("snapshot", snapshot_id)
+            platform = PlainPlatform(
+                {disk: parse_disk(address) for disk, address in disks.items()}, snapshot_id=snapshot_id
+            )
         elif isinstance(disks, Mapping):
             raise UsageError("with a platform, disks are named by their ids; the platform knows their addresses")
+        elif snapshot_id is not None:
+            raise UsageError("with a platform, the snapshot is named by the platform")
         ids = None if disks is None else list(disks)
         for disk in ids or ():
             check_id("disk", disk)
-        request = BackupRequest(vm=vm, disks=ids, mode=mode, tags=tuple(tags), wait=wait, bad_blocks=bad_blocks)
+        request = BackupRequest(
+            vm=vm, disks=ids, mode=mode, tags=tuple(tags), wait=wait, bad_blocks=bad_blocks, resume=resume
+        )
         work = Backup(self._store, self._resources)
         return self._start(lambda reporter: work.run(request, platform, reporter), progress)
 
@@ -152,12 +165,14 @@ class Engine:
         tags: Sequence[str] = (),
         wait: float = 0.0,
         bad_blocks: str = "fail",
+        snapshot_id: str | None = None,
+        resume: bool = True,
         progress: ProgressCallback | None = None,
     ) -> BackupResult:
         """Back up a VM; arguments as of `start_backup`.
 
-        When it returns, the backup is complete and durable. Cancelling it, like any error, leaves no backup; chunks
-        whose index was written are found again by the next one.
+        When it returns, the backup is complete and durable. Cancelling it, like any error, leaves no backup; the next
+        one of the same snapshot goes on from there, another finds again the chunks whose index was written.
 
         Raises:
             UsageError: Arguments, before anything is touched.
@@ -168,7 +183,16 @@ class Engine:
             LeaseLostError: The platform took the snapshot back.
         """
         async with self.start_backup(
-            vm, disks, platform=platform, mode=mode, tags=tags, wait=wait, bad_blocks=bad_blocks, progress=progress
+            vm,
+            disks,
+            platform=platform,
+            mode=mode,
+            tags=tags,
+            wait=wait,
+            bad_blocks=bad_blocks,
+            snapshot_id=snapshot_id,
+            resume=resume,
+            progress=progress,
         ) as job:
             return await job.result()
 

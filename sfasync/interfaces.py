@@ -20,6 +20,7 @@ from .models import (
     ExportAddress,
     Extent,
     FileRecord,
+    Frozen,
     Manifest,
     VerifyResult,
 )
@@ -302,6 +303,14 @@ class ReleasingResolver(EndpointResolver, Protocol):
 class DiskWriter(ChunkSink, Protocol):
     """Takes one disk of a backup. Writes are whole chunks: they start at multiples of the chunk size."""
 
+    async def adopt(self, offset: int, length: int) -> Sequence[Extent]:
+        """Take over what an interrupted backup of the same frozen disk had finished of a range of whole chunks.
+
+        Returns:
+            What was taken over, in order: whole chunks, which must not be written any more. The others must be.
+        """
+        ...
+
     @property
     def chunk_size(self) -> int: ...
 
@@ -328,8 +337,40 @@ class BackupSession(Protocol):
         """The VM's last backup, as read after the session began."""
         ...
 
-    def disk(self, disk_id: str, size: int, *, parent: DiskRecord | None = None) -> DiskWriter:
-        """Begin a disk; `parent` is the record that `keep` takes ranges from."""
+    @property
+    def snapshot(self) -> str | None:
+        """The snapshot that an interrupted backup of the VM read, if this session can go on from there."""
+        ...
+
+    def disk(
+        self,
+        disk_id: str,
+        size: int,
+        *,
+        parent: DiskRecord | None = None,
+        frozen: Frozen | None = None,
+        doubtful: Callable[[int, int], bool] | None = None,
+    ) -> DiskWriter:
+        """Begin a disk.
+
+        Args:
+            disk_id: Its id within the VM.
+            size: Its bytes.
+            parent: The record that `keep` takes ranges from.
+            frozen: The state of it that is read: what is finished is noted for it, so that a later backup of the same
+                state can adopt it, and what was noted so before can be adopted. None: neither.
+            doubtful: Whether a range that was read, by offset and length, is not what the disk has: it is not noted.
+        """
+        ...
+
+    async def checkpoint(self) -> float:
+        """Make what is finished durable, and note it for a backup that goes on should this one be interrupted.
+
+        Cancelling returns at once and changes nothing.
+
+        Returns:
+            Seconds after which to call again.
+        """
         ...
 
     async def add_file(self, name: str, data: bytes) -> FileRecord: ...
@@ -343,7 +384,7 @@ class BackupSession(Protocol):
         ...
 
     async def abort(self) -> None:
-        """End the session without a backup. Idempotent; nothing becomes visible."""
+        """End the session without a backup. Idempotent; nothing becomes visible. What is finished is noted first."""
         ...
 
 
@@ -356,8 +397,10 @@ class BackupStore(Protocol):
     @property
     def chunk_size(self) -> int: ...
 
-    async def begin(self, vm: str, *, wait: float = 0.0) -> BackupSession:
+    async def begin(self, vm: str, *, wait: float = 0.0, resume: bool = True) -> BackupSession:
         """Begin a backup of a VM, after at most `wait` seconds for another session of the same VM to end.
+
+        Without `resume`, what an interrupted backup of the VM had finished is dropped.
 
         Raises:
             BusyError: Another session works on the VM.
@@ -468,6 +511,14 @@ class ObjectStore(Protocol):
         ...
 
     def size(self, key: str) -> int: ...
+
+    def modified(self, key: str) -> float:
+        """When an object was created, in seconds by the store's own clock: only good to compare with another's.
+
+        Raises:
+            ObjectMissingError: There is no such object.
+        """
+        ...
 
     def list(self, prefix: str) -> list[str]:
         """Keys of all objects below a prefix that ends with ``/``, sorted; also those whose names are not ours."""

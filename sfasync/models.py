@@ -255,6 +255,19 @@ class Checkpoint:
     size: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frozen:
+    """What tells a frozen disk from every other state of it: where this is equal, and the size, so are the bytes.
+
+    Attributes:
+        snapshot: The platform's name of the snapshot, or the caller's.
+        checkpoint: The checkpoint that came with it; None where changes are not tracked.
+    """
+
+    snapshot: str
+    checkpoint: Checkpoint | None = None
+
+
 # --- what a repository holds -----------------------------------------------------------------------------------------
 
 
@@ -309,7 +322,8 @@ class DiskRecord:
         root: Hex digest of the root of its content tree.
         tree: Hex tree digest: the proof of its content, independent of chunk size, key and repository.
         mode: `full` or `incremental`.
-        reasons: Why that mode, as short codes (`first-backup`, `no-changed-blocks`, `cbt-expired`, `disk-resized`).
+        reasons: Why that mode, as short codes (`first-backup`, `no-changed-blocks`, `cbt-expired`, `disk-resized`); and
+            `resumed` where part of it was finished by a backup that was interrupted.
         checkpoint: From where the next incremental may go on; None where the platform has none.
         statistics: What this backup took.
     """
@@ -371,6 +385,29 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnfinishedBackup:
+    """A backup that was stopped, or still runs, and what the next one of the same snapshot need not read again.
+
+    Attributes:
+        vm: Id of the VM.
+        snapshot: Name of the snapshot it reads.
+        disks: Ids of the disks of which something is finished.
+        bytes_journaled: Bytes of these disks that are finished, zeros included.
+        started: When its first session began, in seconds since the epoch.
+        updated: When it last noted what it had finished, by the clock of the repository's file system.
+        running: Whether a session works on the VM now.
+    """
+
+    vm: str
+    snapshot: str
+    disks: tuple[str, ...]
+    bytes_journaled: int
+    started: float
+    updated: float
+    running: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BackupResult:
     """A finished backup, durable in the repository.
 
@@ -378,6 +415,8 @@ class BackupResult:
         id, vm, parent, disks: As in the manifest.
         limited_by: What held the job up most: `source`, `compression` or `store`.
         seconds: Wall seconds.
+        resumed: By disk, the bytes that an interrupted backup of the same snapshot had finished and that were not read
+            again.
         bad_blocks: By disk, the ranges that could not be read and are zeros in the backup, where that was allowed.
         warnings: What went wrong without harm to the backup, one line each.
     """
@@ -388,12 +427,17 @@ class BackupResult:
     disks: tuple[DiskRecord, ...]
     limited_by: str
     seconds: float
+    resumed: Mapping[str, int] = field(default_factory=dict)
     bad_blocks: Mapping[str, tuple[Extent, ...]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     @property
     def bytes_read(self) -> int:
         return sum(disk.statistics.bytes_read for disk in self.disks)
+
+    @property
+    def bytes_resumed(self) -> int:
+        return sum(self.resumed.values())
 
     @property
     def bytes_new(self) -> int:

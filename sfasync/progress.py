@@ -19,10 +19,11 @@ class DiskProgress:
     Attributes:
         id: The disk's id.
         size: Bytes of the disk.
-        done: Bytes dealt with: read, zero or skipped.
+        done: Bytes dealt with: read, zero, skipped or resumed.
         read: Bytes read from the source.
         zero: Bytes that were known to be zero and not read.
         skipped: Bytes taken over from the parent, not read.
+        resumed: Bytes taken over from an interrupted backup of the same snapshot, not read.
     """
 
     id: str
@@ -31,6 +32,7 @@ class DiskProgress:
     read: int
     zero: int
     skipped: int
+    resumed: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +72,7 @@ class Meter:
     Attributes:
         id: The disk's id.
         size: Bytes of the disk.
-        read, zero, skipped: As in `DiskProgress`.
+        read, zero, skipped, resumed: As in `DiskProgress`.
         written: Data bytes handed to the sink.
         seconds: Where the lanes waited, added up over all lanes: `memory`, `read`, `write`.
         changed: Called after each count.
@@ -81,13 +83,21 @@ class Meter:
     read: int = 0
     zero: int = 0
     skipped: int = 0
+    resumed: int = 0
     written: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"memory": 0.0, "read": 0.0, "write": 0.0})
     changed: Callable[[], None] = lambda: None
 
     def progress(self) -> DiskProgress:
-        done = min(self.written + self.zero + self.skipped, self.size)
-        return DiskProgress(id=self.id, size=self.size, done=done, read=self.read, zero=self.zero, skipped=self.skipped)
+        return DiskProgress(
+            id=self.id,
+            size=self.size,
+            done=min(self.written + self.zero + self.skipped + self.resumed, self.size),
+            read=self.read,
+            zero=self.zero,
+            skipped=self.skipped,
+            resumed=self.resumed,
+        )
 
 
 class Reporter:

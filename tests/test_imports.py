@@ -24,7 +24,7 @@ RINGS = (
     {"pipeline", "platform", "store", "transport"},
     {
         *("backup", "badblocks", "copying", "endpoints", "engine", "jobs", "qcow2", "resolvers", "resources"),
-        *("restore", "rewriting", "sparse", "streaming", "targets"),
+        *("resuming", "restore", "rewriting", "sparse", "streaming", "targets"),
     },
     {"__init__", "__main__", "cli", "vddk"},
 )

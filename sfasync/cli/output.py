@@ -162,6 +162,7 @@ def progress_fields(progress: Progress) -> dict[str, object]:
                 "read": disk.read,
                 "zero": disk.zero,
                 "skipped": disk.skipped,
+                "resumed": disk.resumed,
             }
             for disk in progress.disks
         ],

@@ -14,7 +14,9 @@ from ..errors import printable
 from ..units import format_rate, format_size
 
 if TYPE_CHECKING:
-    from ..progress import Progress
+    from collections.abc import Sequence
+
+    from ..progress import DiskProgress, Progress
 
 _INTERVAL = 0.5  # seconds between two drawings
 _SHOWN = 16  # disks with a line of their own; more would scroll off the terminal
@@ -47,9 +49,8 @@ class ProgressView:
         for disk in shown:
             if disk.id not in self._disks:
                 self._disks[disk.id] = self._new_line(printable(disk.id))
-            self._draw(self._disks[disk.id], disk.done, disk.size, _not_read(disk.skipped, disk.zero))
-        skipped, zero = (sum(getattr(disk, name) for disk in progress.disks) for name in ("skipped", "zero"))
-        self._draw(self._total, progress.done, progress.size, _not_read(skipped, zero))
+            self._draw(self._disks[disk.id], disk.done, disk.size, _not_read([disk]))
+        self._draw(self._total, progress.done, progress.size, _not_read(progress.disks))
         self._bars.update(self._total, description=progress.state)
         self._bars.refresh()
 
@@ -86,6 +87,6 @@ class _RateColumn(ProgressColumn):
         return Text(format_rate(speed) if speed and task.fields["bytes"] else "", style="progress.data.speed")
 
 
-def _not_read(skipped: int, zero: int) -> str:
-    parts = [f"{format_size(size)} {word}" for size, word in ((skipped, "skipped"), (zero, "zero")) if size]
-    return ", ".join(parts)
+def _not_read(disks: Sequence[DiskProgress]) -> str:
+    sums = {word: sum(getattr(disk, word) for disk in disks) for word in ("resumed", "skipped", "zero")}
+    return ", ".join(f"{format_size(size)} {word}" for word, size in sums.items() if size)

@@ -1,7 +1,8 @@
 """Disks that are NBD exports (or any `Source` and `Sink`), with nobody behind them to freeze them or to track changes.
 
-What the caller names is read as it is: freezing is the caller's part (export a snapshot, or stop the writer). Every
-backup reads the whole map; the repository still stores only what it does not have.
+What the caller names is read as it is: freezing is the caller's part (export a snapshot, or stop the writer), and so is
+telling one frozen state from another. Every backup reads the whole map; the repository still stores only what it does
+not have.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class PlainPlatform:
     Args:
         sources: For backups, where each disk is read.
         sinks: For restores, where each disk is written.
+        snapshot_id: What the caller calls the frozen state that the sources are in; None if they are not frozen.
     """
 
     name = "plain"
@@ -77,9 +79,12 @@ class PlainPlatform:
         self,
         sources: Mapping[str, ExportAddress | Source] | None = None,
         sinks: Mapping[str, ExportAddress | Sink] | None = None,
+        *,
+        snapshot_id: str | None = None,
     ) -> None:
         self._sources = dict(sources or {})
         self._sinks = dict(sinks or {})
+        self._snapshot_id = snapshot_id
 
     @asynccontextmanager
     async def snapshot(
@@ -91,10 +96,10 @@ class PlainPlatform:
         chain: str = "",
         reuse: str | None = None,
     ) -> AsyncIterator[PlainSnapshot]:
-        """The named disks, unfrozen; `base`, `chain` and `reuse` mean nothing here."""
+        """The named disks, as they are; `base`, `chain` and `reuse` mean nothing here."""
         wanted = list(self._sources) if disks is None else list(disks)
         _refuse_unknown(vm, wanted, self._sources)
-        yield PlainSnapshot(vm, [PlainDisk(disk, self._sources[disk]) for disk in wanted])
+        yield PlainSnapshot(vm, [PlainDisk(disk, self._sources[disk]) for disk in wanted], self._snapshot_id)
 
     @asynccontextmanager
     async def restore(self, vm: str, *, config: bytes | None, disks: Mapping[str, int]) -> AsyncIterator[PlainTarget]:

@@ -62,6 +62,7 @@ class SessionRecord:
         created: Seconds since the epoch.
         parent: Key of the manifest it builds on.
         roots: Roots (hex) of the disks of that backup: everything below is in use.
+        resumes: Numbers of the VM's sessions whose journals it goes on from: what they note is in use as well.
     """
 
     host: str
@@ -69,6 +70,7 @@ class SessionRecord:
     created: float
     parent: str | None
     roots: tuple[str, ...]
+    resumes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 A blob is stored unless the index knows it in a usable pack, or this session has stored it. Packs are closed beside the
 sealing, at most two of a class at a time: when the store is slower than the sealing, `add` waits. Every so many packs
-an index object is written, so that what is remembered here stays bounded.
+an index object is written, so that what is remembered here stays bounded; `flush` does so before that, for those who
+want to rely on what is there.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from .index import IndexReader, encode_index
 from .locator import Locator
 from .names import index_key
 from .objects import ObjectKind, encode
-from .packs import Pack, PackClass, PackWriter
+from .packs import TARGET_SIZE, Pack, PackClass, PackWriter
 from .seal import BlobKind, seal
 
 INDEX_PACKS = 64
 INDEX_BLOBS = 16384
 """An index object is written when so many packs, or so many blobs, are durable and in no index."""
+
+SLOW = 2 * TARGET_SIZE
+"""Bytes in a second: a pack that fills faster than this is full within half a second, and `flush` leaves it alone."""
 
 _CLOSINGS = 2
 
@@ -103,6 +107,34 @@ class Intake:
             raise
         return Stored(True, len(sealed), time.perf_counter() - began)
 
+    def rely_on(self, kind: BlobKind, name: bytes, raw: int) -> bool:
+        """Whether the repository has a blob in a usable pack, on which this session relies from now on."""
+        pack = self._locator.usable(kind, name, raw)
+        if pack is None:
+            return False
+        with self._lock:
+            self.relied_on.add(pack)
+        return True
+
+    def is_indexed(self, kind: BlobKind, name: bytes, raw: int) -> bool:
+        """Whether a blob that was added is durable and in the index by now."""
+        with self._lock:
+            return (int(kind), name, raw) not in self._own
+
+    def flush(self, age: float) -> None:
+        """Make chunks that were added durable, and the index: the open pack is closed if it is older than `age` seconds
+        and fills slowly.
+
+        Raises:
+            StorageError: Something could not be made durable. The session has failed.
+        """
+        self._lines[PackClass.DATA].flush(age)
+        try:
+            self._write_index(1, 1)
+        except BaseException as error:
+            self.fail(error)
+            raise
+
     def finish(self) -> None:
         """Make everything durable: packs, then the index.
 
@@ -115,13 +147,21 @@ class Intake:
             self._check()
         self._write_index(1, 1)
 
-    def abort(self) -> None:
+    def abort(self, *, keep: bool = False) -> None:
         """Drop the packs under construction. What is durable already gets its index, as far as that can be done, so
         that the next backup finds it; nobody else ever looks for it.
+
+        Args:
+            keep: Make the chunks taken in durable before, unless something failed in the repository.
         """
+        with self._lock:
+            keep = keep and self._failure is None
         self.fail(StateError("the session was aborted"))
-        for line in self._lines.values():
-            line.abort()
+        for class_, line in self._lines.items():
+            if keep and class_ == PackClass.DATA:
+                line.finish()
+            else:
+                line.abort()
         with suppress(SfasyncError):  # then these packs are left-overs
             self._write_index(1, 1)
 
@@ -177,6 +217,7 @@ class _Line:
         self._lock = threading.Lock()
         self._free = threading.BoundedSemaphore(_CLOSINGS)
         self._open: PackWriter | None = None
+        self._opened = 0.0
         self._ended = False
         self._closings: set[Future[None]] = set()
 
@@ -187,8 +228,18 @@ class _Line:
             if self._open is None:
                 pack = secrets.token_bytes(16)
                 self._open = PackWriter(self._store, pack, self._repository, self._class, self._session)
+                self._opened = time.monotonic()
             if self._open.append(kind, name, raw, sealed):
                 self._close()
+
+    def flush(self, age: float) -> None:
+        """If the open pack is older and fills slowly, close it and wait until it is durable, or has failed."""
+        with self._lock:
+            open_for = time.monotonic() - self._opened
+            if self._open is None or open_for < age or self._open.size >= open_for * SLOW:
+                return
+            self._close()
+        self._wait()
 
     def finish(self) -> None:
         """Close the last pack and wait until all are durable, or have failed."""

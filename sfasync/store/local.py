@@ -157,6 +157,13 @@ class LocalStore:
         finally:
             os.close(fd)
 
+    def modified(self, key: str) -> float:
+        fd = self._open_file(key)
+        try:
+            return os.fstat(fd).st_mtime
+        finally:
+            os.close(fd)
+
     # --- listing and removing ---------------------------------------------------------------------------------------
 
     def list(self, prefix: str) -> Keys:

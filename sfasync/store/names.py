@@ -8,6 +8,7 @@
     domains/default/backups/<vm>/<seq>  32 and 16 hex digits
     domains/default/sessions/<vm>.<seq>, and <vm>.<seq>.end
     domains/default/annotations/<vm>/<seq>.<number>  32, 16 and 8 hex digits
+    domains/default/journals/<vm>.<seq>.<number>     32, 16 and 16 hex digits
     domains/default/tombstones/…        id of a pack that is about to go
 """
 
@@ -28,6 +29,7 @@ INDEX = _BASE + "index/"
 BACKUPS = _BASE + "backups/"
 SESSIONS = _BASE + "sessions/"
 ANNOTATIONS = _BASE + "annotations/"
+JOURNALS = _BASE + "journals/"
 TOMBSTONES = _BASE + "tombstones/"
 
 LAST_SEQ = 2**52
@@ -42,6 +44,7 @@ _INDEX = re.compile(rf"{re.escape(INDEX)}{_ID}")
 _BACKUP = re.compile(rf"{re.escape(BACKUPS)}{_ID}/{_SEQ}")
 _SESSION = re.compile(rf"{re.escape(SESSIONS)}{_ID}\.{_SEQ}(\.end)?")
 _ANNOTATION = re.compile(rf"{re.escape(ANNOTATIONS)}{_ID}/{_SEQ}\.([0-9a-f]{{8}})")
+_JOURNAL = re.compile(rf"{re.escape(JOURNALS)}{_ID}\.{_SEQ}\.{_SEQ}")
 _TOMBSTONE = re.compile(rf"{re.escape(TOMBSTONES)}{_ID}")
 
 
@@ -54,6 +57,14 @@ class Numbered(NamedTuple):
 
 class Annotated(NamedTuple):
     """The place of an annotation: which VM, which of its backups, and the number of the annotation, from 1."""
+
+    vm: str
+    seq: int
+    number: int
+
+
+class JournalPlace(NamedTuple):
+    """The place of a journal: of which VM's session it is, and which of that session's."""
 
     vm: str
     seq: int
@@ -89,6 +100,10 @@ def end_key(vm: str, seq: int) -> str:
 
 def annotation_key(vm: str, seq: int, number: int) -> str:
     return f"{ANNOTATIONS}{vm}/{seq:016x}.{number:08x}"
+
+
+def journal_key(vm: str, seq: int, number: int) -> str:
+    return f"{JOURNALS}{vm}.{seq:016x}.{number:016x}"
 
 
 def parse_pack(key: str) -> bytes | None:
@@ -131,6 +146,12 @@ def parse_annotation(key: str) -> Annotated | None:
     if match is None or place is None or match[3] == "00000000":
         return None
     return Annotated(*place, int(match[3], 16))
+
+
+def parse_journal(key: str) -> JournalPlace | None:
+    match = _JOURNAL.fullmatch(key)
+    session = _numbered(match[1], match[2]) if match else None
+    return JournalPlace(*session, int(match[3], 16)) if match and session else None
 
 
 def _numbered(vm: str, seq: str) -> Numbered | None:

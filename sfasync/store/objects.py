@@ -46,6 +46,7 @@ class ObjectKind(IntEnum):
     SESSION = 6
     END = 7
     ANNOTATION = 8
+    JOURNAL = 9
 
 
 class Head(NamedTuple):

@@ -113,6 +113,11 @@ class PackWriter:
             self._writer.abort()
             raise
 
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return self._writer.position
+
     def append(self, kind: BlobKind, name: bytes, raw: int, sealed: Buffer) -> bool:
         """Add a blob.
 

@@ -28,8 +28,10 @@ from .codec import (
 from .names import (
     ANNOTATIONS,
     BACKUPS,
+    JOURNALS,
     SESSIONS,
     Annotated,
+    JournalPlace,
     Numbered,
     annotation_key,
     backup_key,
@@ -37,6 +39,7 @@ from .names import (
     parse_annotation,
     parse_backup,
     parse_end,
+    parse_journal,
     parse_session,
     session_key,
     vm_name,
@@ -106,6 +109,13 @@ class Records:
                 found.append(manifest)
         return found
 
+    def latest(self, places: list[Numbered]) -> tuple[Numbered, Manifest] | None:
+        """The last backup in these places that can be read, and its place."""
+        for place in reversed(places):
+            for manifest in self.manifests([place]):
+                return place, manifest
+        return None
+
     def put_manifest(self, place: Numbered, manifest: Manifest) -> None:
         """Create a manifest: from now on there is this backup.
 
@@ -170,8 +180,10 @@ class Records:
         if len(self._read(key, ObjectKind.END).payload) != 0:
             raise damaged(key, "should be empty")
 
-    def hold_session(self, place: Numbered, parent: tuple[Numbered, Manifest] | None) -> Hold:
-        """Create the object of a session and hold it.
+    def hold_session(
+        self, place: Numbered, parent: tuple[Numbered, Manifest] | None, resumes: Iterable[int] = ()
+    ) -> Hold:
+        """Create the object of a session and hold it; `resumes` are the numbers of the sessions whose journals it uses.
 
         Raises:
             ObjectExistsError: Somebody else did.
@@ -182,6 +194,7 @@ class Records:
             created=time.time(),
             parent=backup_key(*parent[0]) if parent else None,
             roots=tuple(disk.root for disk in parent[1].disks) if parent else (),
+            resumes=tuple(resumes),
         )
         key = session_key(*place)
         return self.store.hold(key, encode(ObjectKind.SESSION, key, self.repository, encode_record(record)))
@@ -191,6 +204,13 @@ class Records:
         key = end_key(*place)
         with suppress(ObjectExistsError):
             self.store.put(key, encode(ObjectKind.END, key, self.repository, b""))
+
+    # --- journals -----------------------------------------------------------------------------------------------------
+
+    def journals(self, vm: str | None = None) -> list[JournalPlace]:
+        """The places that have a journal, of one VM or of all, in order."""
+        places = [parse_journal(key) for key in self.store.list(JOURNALS)]
+        return [place for place in places if place is not None and vm in (None, place.vm)]
 
     # --- objects ------------------------------------------------------------------------------------------------------
 

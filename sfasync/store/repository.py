@@ -27,7 +27,7 @@ from ..errors import (
     printable,
 )
 from ..files import make_directory, storage_error, sync_directory
-from ..models import Manifest, VerifyResult, check_id
+from ..models import Manifest, UnfinishedBackup, VerifyResult, check_id
 from ..units import KiB, MiB
 from ..workers import Workers, settled
 from .blobs import BlobReader
@@ -36,15 +36,17 @@ from .codec import FORMAT, MAX_OBJECT, Configuration, decode_configuration, enco
 from .disk import StoredDisk
 from .local import LocalStore, is_temporary
 from .locator import Locator
-from .names import CONFIG
+from .names import CONFIG, session_key
 from .objects import ObjectKind, check_writable, decode, encode
 from .records import Records
+from .resume import reclaim, unfinished
 from .seal import BlobKind
 from .session import Session, claim
 from .tree import CHUNK_SIZES, ZERO
 from .verify import Verification
 
 _CLOSERS = 2
+_SCRIBES = 1  # not among the closers, for which it waits
 _POLL_SECONDS = 0.2
 _SHORTEST_PREFIX = 4
 _PREFIX = re.compile(rf"[0-9a-f]{{{_SHORTEST_PREFIX},32}}")
@@ -69,6 +71,7 @@ class Repository:
         self._store = store
         self._workers = workers
         self._closers = Workers(_CLOSERS, "sfasync-pack")
+        self._scribes = Workers(_SCRIBES, "sfasync-journal")
         self._records = Records(store, bytes.fromhex(configuration.id))
         self._locator = Locator(store, self._records.repository)
         self._blobs = BlobReader(store, self._locator)
@@ -148,15 +151,16 @@ class Repository:
         try:
             await self._workers.run_surely(self._close)
         finally:
-            self._workers.close()
-            self._closers.close()
+            for workers in (self._workers, self._closers, self._scribes):
+                workers.close()
 
     # --- backups ------------------------------------------------------------------------------------------------------
 
-    async def begin(self, vm: str, *, wait: float = 0.0) -> Session:
+    async def begin(self, vm: str, *, wait: float = 0.0, resume: bool = True) -> Session:
         """Begin a backup of a VM, after at most `wait` seconds for another session of the same VM to end.
 
-        Cancelling leaves no session behind.
+        Without `resume`, what an interrupted backup of the VM had finished is dropped. Cancelling leaves no session
+        behind.
 
         Raises:
             BusyError: Another session works on the VM.
@@ -167,7 +171,7 @@ class Repository:
         self._require_open()
         deadline = time.monotonic() + wait
         while True:
-            future = self._workers.submit(self._begin, vm)
+            future = self._workers.submit(self._begin, vm, resume)
             try:
                 return await settled(future)
             except asyncio.CancelledError:
@@ -194,6 +198,15 @@ class Repository:
         """
         self._require_open()
         return await self._workers.run(partial(self._catalog.backups, vm, since=since, tag=tag))
+
+    async def unfinished(self) -> list[UnfinishedBackup]:
+        """The backups that were stopped or still run and can be resumed, by VM and age.
+
+        Raises:
+            StorageError: The repository cannot be read.
+        """
+        self._require_open()
+        return await self._workers.run(unfinished, self._records)
 
     async def find(self, reference: str) -> Manifest:
         """The backup meant by an id, a unique prefix of at least 4 digits, or ``VM@latest``.
@@ -321,9 +334,9 @@ class Repository:
 
     # --- in a thread --------------------------------------------------------------------------------------------------
 
-    def _begin(self, vm: str) -> Session:
+    def _begin(self, vm: str, resume: bool) -> Session:
         self._check_writable()
-        claimed = claim(self._records, vm)
+        claimed = claim(self._records, vm, resume=resume)
         session = Session(
             vm,
             claimed,
@@ -333,12 +346,15 @@ class Repository:
             blobs=self._blobs,
             workers=self._workers,
             closers=self._closers,
+            scribes=self._scribes,
             on_end=self._sessions.discard,
         )
         self._sessions.add(session)
         try:
             self._locator.sync()
             self._locator.set_usable()
+            session.look_back()
+            reclaim(self._records, session_key(*claimed.place))
         except BaseException:
             session.abort_now()
             raise

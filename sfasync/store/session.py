@@ -7,30 +7,46 @@
 2. Only then are tombstones and index listed and the parent read again: whoever removes things sees the session first.
 3. Packs durable, index durable, what was relied on checked again, then the manifest, created exclusively. Then the end
    of the session is recorded and its objects are removed.
+
+While a session reads frozen disks it notes what is finished, in journals. The session after one that died goes on from
+there, and a backup removes all journals of its VM.
 """
 
 from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ..errors import BusyError, ObjectExistsError, SfasyncError, StateError, StorageError, UsageError, printable
 from ..interfaces import Hold
-from ..models import DiskRecord, FileRecord, Manifest
+from ..models import DiskRecord, FileRecord, Frozen, Manifest
 from ..workers import Workers
 from .blobs import BlobReader
 from .codec import as_stored
 from .disk import open_tree
 from .intake import Intake
+from .journal import JournalWriter
 from .locator import Locator, usable_packs
-from .names import LAST_SEQ, Numbered, end_key, session_key, vm_name
+from .names import LAST_SEQ, JournalPlace, Numbered, end_key, journal_key, session_key, vm_name
 from .records import Records
+from .resume import Interrupted
 from .seal import MAX_FILE, BlobKind
 from .tree import ZERO, Geometry, content_digest
 from .writer import ChunkWriter
+
+_MOST_RESUMED = 1000
+"""Sessions of one VM, killed one after the other, whose journals are looked at."""
+
+_SHORTEST, _LONGEST = 0.25, 5.0
+_SHARE = 40
+_COST = 20
+"""Seconds between two checkpoints, so that a killed backup loses little of its time: a fortieth of it, within these
+bounds. They take no more than a twentieth of the time of one thread.
+"""
 
 _ENDED = ("committed", "aborted")
 
@@ -43,15 +59,22 @@ class Claim:
         place: Its name in keys, and the number of the backup.
         hold: Keeps others away.
         parent: The VM's last backup.
+        journals: What was noted by sessions that died since.
     """
 
     place: Numbered
     hold: Hold
     parent: Manifest | None
+    journals: list[JournalPlace]
 
 
-def claim(records: Records, vm: str) -> Claim:
-    """Become the one who makes the next backup of a VM. Blocks.
+def claim(records: Records, vm: str, *, resume: bool = True) -> Claim:
+    """Become the one who makes the next backup of a VM. Journals that are of no use are removed. Blocks.
+
+    Args:
+        records: Reads and creates what is needed.
+        vm: Id of the VM.
+        resume: Whether journals are of use.
 
     Raises:
         BusyError: Another session works on the VM.
@@ -61,19 +84,22 @@ def claim(records: Records, vm: str) -> Claim:
     while True:
         _clear(records, name, vm)
         places = records.numbered(name)
-        parent = _latest(records, places)
+        parent = records.latest(places)
         place = Numbered(name, _last(records, places, name) + 1)
         if place.seq > LAST_SEQ:
             raise StorageError(f"VM {printable(vm)} has used up all numbers of backups in {records.store.location}")
+        journals = records.journals(name)
+        useful = _useful(journals, parent[0].seq if parent else 0) if resume else []
         try:
-            hold = records.hold_session(place, parent)
+            hold = records.hold_session(place, parent, sorted({journal.seq for journal in useful}))
         except ObjectExistsError:
             continue  # another session began just now
         try:
             if _last(records, records.numbered(name), name) >= place.seq:
                 _remove(records, place, hold)  # one began and ended since the places were listed
                 continue
-            return Claim(place, hold, _still_there(records, parent))
+            remove_journals(records, [journal for journal in journals if journal not in useful])
+            return Claim(place, hold, _still_there(records, parent), useful)
         except BaseException:
             _remove(records, place, hold)
             raise
@@ -86,6 +112,19 @@ def _last(records: Records, places: list[Numbered], name: str) -> int:
     """
     made = [place.seq for place in places]
     return max(made + [place.seq for place in records.annotated(name)], default=0)
+
+
+def _useful(journals: list[JournalPlace], finished: int) -> list[JournalPlace]:
+    """The journals written since the last backup, whose number is `finished`; of the last thousand sessions."""
+    seqs = sorted({journal.seq for journal in journals if journal.seq > finished})[-_MOST_RESUMED:]
+    return [journal for journal in journals if journal.seq in seqs]
+
+
+def remove_journals(records: Records, journals: Iterable[JournalPlace]) -> None:
+    """Remove journals; those that stay are removed by a later backup."""
+    for journal in journals:
+        with suppress(StorageError):
+            records.store.delete(journal_key(*journal))
 
 
 def _clear(records: Records, name: str, vm: str) -> None:
@@ -108,14 +147,6 @@ def _who(records: Records, place: Numbered) -> str:
         session = records.session(place)
         return f" (process {session.pid} on {printable(session.host)})"
     return ""
-
-
-def _latest(records: Records, places: list[Numbered]) -> tuple[Numbered, Manifest] | None:
-    """The last backup that can be read, and its place."""
-    for place in reversed(places):
-        for manifest in records.manifests([place]):
-            return place, manifest
-    return None
 
 
 def _still_there(records: Records, parent: tuple[Numbered, Manifest] | None) -> Manifest | None:
@@ -148,6 +179,7 @@ class Session:
         blobs: Reads them.
         workers: Threads to seal in.
         closers: Threads to close packs in.
+        scribes: Threads for checkpoints.
         on_end: Called, in a thread, when the session has ended.
     """
 
@@ -162,6 +194,7 @@ class Session:
         blobs: BlobReader,
         workers: Workers,
         closers: Workers,
+        scribes: Workers,
         on_end: Callable[[Session], None],
     ) -> None:
         self._vm = vm
@@ -170,9 +203,14 @@ class Session:
         self._records = records
         self._blobs = blobs
         self._workers = workers
+        self._scribes = scribes
         self._on_end = on_end
         self._state = "open"
-        self._ending = threading.Lock()  # a session ends one way: by commit or by abort
+        self._ending = threading.Lock()  # a session ends one way, by commit or by abort, and not within a checkpoint
+        self._interrupted: Interrupted | None = None
+        self._journal: JournalWriter | None = None
+        self._began = time.monotonic()
+        self._pause = _SHORTEST
         self._writers: dict[str, ChunkWriter] = {}
         self._files: dict[str, FileRecord] = {}
         name = session_key(*claimed.place).rpartition("/")[2]
@@ -189,11 +227,23 @@ class Session:
     def parent(self) -> Manifest | None:
         return self._claim.parent
 
-    def disk(self, disk_id: str, size: int, *, parent: DiskRecord | None = None) -> ChunkWriter:
-        """Begin a disk.
+    @property
+    def snapshot(self) -> str | None:
+        return self._interrupted.snapshot if self._interrupted else None
+
+    def disk(
+        self,
+        disk_id: str,
+        size: int,
+        *,
+        parent: DiskRecord | None = None,
+        frozen: Frozen | None = None,
+        doubtful: Callable[[int, int], bool] | None = None,
+    ) -> ChunkWriter:
+        """As of `BackupSession`.
 
         Raises:
-            StateError: The session is not open, or the disk was begun.
+            StateError: The session is not open, or the disk was begun, or the disks before it are of another snapshot.
         """
         self._require_open()
         if disk_id in self._writers:
@@ -204,8 +254,16 @@ class Session:
             parent=open_tree(parent, self._chunk_size, self._blobs) if parent else None,
             intake=self._intake,
             workers=self._workers,
+            notes=self._noting().disk(disk_id, size, frozen) if frozen else None,
+            remains=self._interrupted.disk(disk_id, size, frozen) if frozen and self._interrupted else None,
+            doubtful=doubtful,
         )
         return writer
+
+    async def checkpoint(self) -> float:
+        """As of `BackupSession`. Raises nothing: what fails here fails what comes next."""
+        await self._scribes.run(self._checkpoint)
+        return self._pause
 
     async def add_file(self, name: str, data: bytes) -> FileRecord:
         """Store a file of the VM.
@@ -241,7 +299,10 @@ class Session:
         return manifest
 
     async def abort(self) -> None:
-        """End the session without a backup; does nothing when it has ended. Runs to its end even if cancelled."""
+        """End the session without a backup; does nothing when it has ended. Runs to its end even if cancelled.
+
+        What is finished of frozen disks is made durable and noted, unless the repository failed.
+        """
         if self._state not in _ENDED:
             await self._workers.run_surely(self.abort_now)
 
@@ -253,10 +314,39 @@ class Session:
             if self._state in _ENDED:
                 return
             self._state = "aborted"
-            self._intake.abort()
+            self._intake.abort(keep=self._journal is not None)
+            if self._journal is not None:
+                self._journal.write()
             with suppress(StorageError):  # on a full disk the number may be used again; nobody is left who used it
                 self._records.put_void(self._claim.place, "aborted")
             self._end()
+
+    def look_back(self) -> None:
+        """Find out what sessions that died had finished. Blocks."""
+        self._interrupted = Interrupted(self._records, self._claim.journals, self._chunk_size)
+
+    def _checkpoint(self) -> None:
+        began = time.monotonic()
+        with self._ending:
+            if self._state != "open" or self._journal is None:
+                return
+            with suppress(SfasyncError):  # the session has failed, and says so when more is stored in it
+                self._intake.flush(self._pause / 2)
+            self._journal.write()
+        now = time.monotonic()
+        pause = min((now - self._began) / _SHARE, _LONGEST)
+        self._pause = max(pause, _SHORTEST, _COST * (now - began))
+
+    def _noting(self) -> JournalWriter:
+        if self._journal is None:
+            self._journal = JournalWriter(
+                self._records,
+                self._claim.place,
+                vm=self._vm,
+                chunk_size=self._chunk_size,
+                is_durable=lambda digest, raw: digest == ZERO or self._intake.is_indexed(BlobKind.CHUNK, digest, raw),
+            )
+        return self._journal
 
     def _add_file(self, name: str, data: bytes) -> FileRecord:
         digest = content_digest(data)
@@ -281,6 +371,7 @@ class Session:
             ) from None
         self._state = "committed"
         with suppress(StorageError):  # the backup stands; what is missing only needs tidying up
+            remove_journals(self._records, self._records.journals(self._claim.place.vm))
             self._records.put_end(self._claim.place)
         self._end()
 

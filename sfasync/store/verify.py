@@ -28,20 +28,24 @@ from .cache import Location
 from .codec import MAX_OBJECT, decode_configuration
 from .findings import DAMAGE, Findings
 from .index import IndexPack
+from .journal import read_journal
 from .locator import Locator
 from .names import (
     CONFIG,
     INDEX,
     Annotated,
+    JournalPlace,
     Numbered,
     annotation_key,
     backup_key,
     end_key,
+    journal_key,
     pack_key,
     parse_annotation,
     parse_backup,
     parse_end,
     parse_index,
+    parse_journal,
     parse_pack,
     parse_session,
     session_key,
@@ -130,6 +134,7 @@ class Verification:
         self._check_configuration()
         live = self._check_sessions(filter(None, map(parse_session, keys)))
         self._check_ends(filter(None, map(parse_end, keys)))
+        self._check_journals(filter(None, map(parse_journal, keys)))
         self._check_manifests(places)
         self._check_annotations(list(filter(None, map(parse_annotation, keys))))
         scrubber = self._read_index()
@@ -219,6 +224,13 @@ class Verification:
         for place in places:
             self._check_object(end_key(*place), partial(self._records.end, place))
             self._leftovers.append(end_key(*place))
+
+    def _check_journals(self, places: Iterable[JournalPlace]) -> None:
+        """Check what is noted of unfinished backups; what nobody goes on from is a left-over, some day."""
+        for place in places:
+            self._check_object(journal_key(*place), partial(read_journal, self._records, place))
+            if not self._is_held(session_key(place.vm, place.seq)):
+                self._leftovers.append(journal_key(*place))
 
     def _check_object(self, key: str, check: Callable[[], object]) -> None:
         """Check one object; one that is gone meanwhile was its owner's to remove."""
@@ -330,7 +342,7 @@ class Verification:
 def _is_ours(key: str) -> bool:
     """Whether a key is one that this version writes."""
     parsers: tuple[Callable[[str], object], ...] = (
-        *(parse_pack, parse_index, parse_backup, parse_annotation, parse_session, parse_end),
+        *(parse_pack, parse_index, parse_backup, parse_annotation, parse_session, parse_end, parse_journal),
     )
     return key == CONFIG or any(parse(key) is not None for parse in parsers)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 from ..errors import StateError, UsageError
 from ..interfaces import Buffer
-from ..models import DiskStatistics
+from ..models import DiskStatistics, Extent
 from ..workers import Workers
 from .intake import Intake, Stored
+from .journal import DiskNotes
 from .pages import PageBuilder, TreeReader
+from .resume import Remains
 from .seal import BlobKind
 from .tree import ZERO, Geometry, content_digest, disk_digest, is_zero
 
@@ -27,16 +30,31 @@ class ChunkWriter:
         parent: The tree that `keep` takes chunks from; None where nothing can be kept.
         intake: Where blobs go.
         workers: Threads to seal in.
+        notes: Where finished chunks are noted; None for nowhere.
+        remains: What `adopt` takes chunks from; None where nothing can be taken over.
+        doubtful: Whether a range, by offset and length, is not what the disk has, so that it must not be noted.
     """
 
     def __init__(
-        self, disk_id: str, geometry: Geometry, *, parent: TreeReader | None, intake: Intake, workers: Workers
+        self,
+        disk_id: str,
+        geometry: Geometry,
+        *,
+        parent: TreeReader | None,
+        intake: Intake,
+        workers: Workers,
+        notes: DiskNotes | None = None,
+        remains: Remains | None = None,
+        doubtful: Callable[[int, int], bool] | None = None,
     ) -> None:
         self._id = disk_id
         self._geometry = geometry
         self._parent = parent
         self._intake = intake
         self._workers = workers
+        self._notes = notes
+        self._remains = remains
+        self._doubtful = doubtful
         self._lock = threading.Lock()  # of the builder and of what is counted
         self._builder = PageBuilder(geometry, self._store_page)
         self._zeros: deque[tuple[int, int]] = deque()  # ranges that the builder has not been told of
@@ -83,7 +101,8 @@ class ChunkWriter:
         """
         with memoryview(data) as view:
             self._check_range(offset, view.nbytes)
-            await self._workers.run_to_end(self._write, offset, view)
+            doubted = self._doubtful is not None and self._doubtful(offset, view.nbytes)
+            await self._workers.run_to_end(self._write, offset, view, None if doubted else self._notes)
 
     async def zero(self, offset: int, length: int) -> None:
         """Make whole chunks zero, any number of them; nothing is stored for them.
@@ -113,6 +132,13 @@ class ChunkWriter:
         if length:
             await self._workers.run_to_end(self._keep, offset, length, self._parent)
 
+    async def adopt(self, offset: int, length: int) -> list[Extent]:
+        """As of `DiskWriter`; errors as of `write`."""
+        self._check_range(offset, length)
+        if self._remains is None:
+            return []
+        return await self._workers.run_to_end(self._adopt, offset, length, self._remains)
+
     async def flush(self) -> bool:
         """Nothing is durable before the session commits: False."""
         return False
@@ -126,13 +152,13 @@ class ChunkWriter:
 
     # --- in a thread ------------------------------------------------------------------------------------------------
 
-    def _write(self, offset: int, view: memoryview) -> None:
+    def _write(self, offset: int, view: memoryview, notes: DiskNotes | None) -> None:
         step = self._geometry.chunk_size
         for start in range(0, view.nbytes, step):
             with view[start : start + step] as chunk:
-                self._seal((offset + start) // step, chunk)
+                self._seal((offset + start) // step, chunk, notes)
 
-    def _seal(self, index: int, chunk: memoryview) -> None:
+    def _seal(self, index: int, chunk: memoryview, notes: DiskNotes | None) -> None:
         """Digest, deduplicate, compress, check, store: all that one chunk needs."""
         began = time.perf_counter()
         digest, stored = ZERO, Stored(False)
@@ -146,6 +172,8 @@ class ChunkWriter:
             self._count_chunk(chunk.nbytes, digest, stored)
             self._seal_seconds += spent
             self._store_seconds += stored.seconds
+        if notes is not None:
+            notes.add(index, digest)
 
     def _put_zeros(self) -> None:
         with self._lock:
@@ -158,6 +186,23 @@ class ChunkWriter:
         with self._lock:
             self._builder.put_kept(offset // self.chunk_size, -(-length // self.chunk_size), parent)
             self._bytes_kept += length
+
+    def _adopt(self, offset: int, length: int, remains: Remains) -> list[Extent]:
+        """Take over each chunk that is finished, if the repository has it still."""
+        adopted: list[Extent] = []
+        first = offset // self.chunk_size
+        for index, digest in remains.digests(first, first + -(-length // self.chunk_size)):
+            size = self._geometry.length(0, index)
+            if digest != ZERO and not self._intake.rely_on(BlobKind.CHUNK, digest, size):
+                continue
+            with self._lock:
+                self._builder.put(index, digest)
+                self._count_chunk(size, digest, Stored(False))
+            start = index * self.chunk_size
+            if adopted and adopted[-1].end == start:
+                start, size = adopted[-1].offset, adopted.pop().length + size
+            adopted.append(Extent(start, size))
+        return adopted
 
     def _store_page(self, page: bytes, digest: bytes) -> None:
         """Called by the builder, under the lock."""

@@ -20,8 +20,8 @@ from ..support.command import checked
 PROGRESS = Progress(
     state="running",
     disks=(
-        DiskProgress(id="vda", size=100, done=60, read=40, zero=10, skipped=10),
-        DiskProgress(id="vdb", size=50, done=0, read=0, zero=0, skipped=0),
+        DiskProgress(id="vda", size=100, done=60, read=40, zero=10, skipped=10, resumed=0),
+        DiskProgress(id="vdb", size=50, done=0, read=0, zero=0, skipped=0, resumed=0),
     ),
     seconds=1.25,
 )

@@ -33,7 +33,9 @@ def job(*disks: DiskProgress, state: str = "running") -> Progress:
 
 
 def disk(name: str, done: int = 40 * MiB) -> DiskProgress:
-    return DiskProgress(id=name, size=100 * MiB, done=done, read=done - 20 * MiB, zero=5 * MiB, skipped=15 * MiB)
+    return DiskProgress(
+        id=name, size=100 * MiB, done=done, read=done - 20 * MiB, zero=5 * MiB, skipped=15 * MiB, resumed=0
+    )
 
 
 def test_a_line_for_each_disk_and_one_for_all(terminal: Terminal) -> None:

@@ -119,11 +119,18 @@ class ObjectStoreContract:
         for ask in (
             lambda: case.store.get("x/none", limit=1),
             lambda: case.store.size("x/none"),
+            lambda: case.store.modified("x/none"),
             lambda: case.store.read_into("x/none", 0, memoryview(bytearray(1))),
         ):
             with pytest.raises(ObjectMissingError, match="x/none") as caught:
                 ask()
             assert caught.value.path == "x/none"
+
+    def test_a_store_tells_which_of_two_is_older(self, case: ObjectStoreCase) -> None:
+        case.store.put("t/one", b"")
+        case.store.put("t/two", b"")
+        assert case.other.modified("t/one") <= case.other.modified("t/two")
+        assert case.store.modified("t/one") == case.other.modified("t/one")
 
     def test_lists_are_sorted_and_of_one_prefix(self, case: ObjectStoreCase) -> None:
         for key in ("a/c", "a/b/2", "a/b/1", "d", "ab/x"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from sfasync.errors import IntegrityError, ObjectExistsError, ObjectMissingError
@@ -12,13 +13,20 @@ Keys = list[str]
 
 
 class MemoryStore:
-    """An `ObjectStore`. `before` is called with the name of each operation and the key, and may raise."""
+    """An `ObjectStore`.
+
+    Attributes:
+        before: Called with the name of each operation and the key; may raise.
+        clock: Tells the time.
+    """
 
     location = "memory"
 
     def __init__(self, objects: dict[str, bytes] | None = None) -> None:
         self.objects = {} if objects is None else objects
         self.holds: set[str] = set()
+        self.times: dict[str, float] = {}
+        self.clock: Callable[[], float] = time.time
         self.before: Callable[[str, str], None] = lambda operation, key: None
         self._lock = threading.Lock()
 
@@ -28,6 +36,7 @@ class MemoryStore:
             if key in self.objects:
                 raise ObjectExistsError(f"{key} exists already", path=key)
             self.objects[key] = bytes(data)
+            self.times[key] = self.clock()
 
     def writer(self, key: str) -> MemoryWriter:
         return MemoryWriter(self, key)
@@ -55,6 +64,10 @@ class MemoryStore:
 
     def size(self, key: str) -> int:
         return len(self._find(key))
+
+    def modified(self, key: str) -> float:
+        self._find(key)
+        return self.times[key]
 
     def list(self, prefix: str) -> Keys:
         self.before("list", prefix)

@@ -56,7 +56,7 @@ def test_what_is_encoded_is_decoded() -> None:
     for record in (
         MANIFEST,
         Configuration(format=1, id="00" * 16, chunk_size=2**20, created=1.0),
-        SessionRecord(host="h", pid=1, created=1.0, parent=None, roots=("0" * 64,)),
+        SessionRecord(host="h", pid=1, created=1.0, parent=None, roots=("0" * 64,), resumes=(7,)),
         VoidRecord(reason="fenced", created=1.0),
     ):
         assert decode_record(encode_record(record), type(record), KEY) == record

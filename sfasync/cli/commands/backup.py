@@ -26,6 +26,8 @@ class _Wish:
     tags: tuple[str, ...]
     wait: float
     bad_blocks: str
+    snapshot_id: str | None
+    resume: bool
     limits: Limits
     retry: Retry
 
@@ -63,6 +65,18 @@ class _Wish:
     show_default=True,
     help="zero backs up blocks that cannot be read as zeros, lists them, and exits with 3.",
 )
+@click.option(
+    "--snapshot-id",
+    metavar="TEXT",
+    help="A name for the frozen state that the disks are in: a backup of the same state goes on where one was stopped.",
+)
+@click.option(
+    "--no-resume",
+    "resume",
+    flag_value=False,
+    default=True,
+    help="Read everything again, and forget what a backup of VM that was stopped had finished.",
+)
 @options.repository
 @options.retry
 @options.connect_retry
@@ -77,6 +91,8 @@ def command(
     tags: tuple[str, ...],
     wait: float,
     bad_blocks: str,
+    snapshot_id: str | None,
+    resume: bool,
     repository: str,
     rate: int | None,
     memory: int,
@@ -95,6 +111,8 @@ def command(
         tags=tags,
         wait=wait,
         bad_blocks=bad_blocks,
+        snapshot_id=snapshot_id,
+        resume=resume,
         limits=Limits(memory=memory, rate=rate),
         retry=Retry(outage=outage, connect=patience),
     )
@@ -120,6 +138,8 @@ async def _backup(output: Output, wish: _Wish) -> int:
             tags=wish.tags,
             wait=wish.wait,
             bad_blocks=wish.bad_blocks,
+            snapshot_id=wish.snapshot_id,
+            resume=wish.resume,
             progress=output.job_progress(),
         )
     _report(output, result)
@@ -139,6 +159,8 @@ def _addresses(wish: _Wish) -> dict[str, ExportAddress]:
         check_id("tag", tag)
     for disk in wish.disks:
         check_id("disk", disk)
+    if wish.snapshot_id is not None:
+        check_id("snapshot", wish.snapshot_id)
     return {disk: parse_uri(uri) for disk, uri in wish.disks.items()}
 
 
@@ -148,8 +170,9 @@ def _report(output: Output, result: BackupResult) -> None:
     output.close_progress()
     for warning in result.warnings:
         output.warning(warning)
+    resumed = f"resumed {format_size(result.bytes_resumed)}, " if result.bytes_resumed else ""
     output.remark(
-        f"backup {result.id[:SHORT]} of {result.vm}: read {format_size(result.bytes_read)}, "
+        f"backup {result.id[:SHORT]} of {result.vm}: read {format_size(result.bytes_read)}, {resumed}"
         f"new {format_size(result.bytes_new)}, stored {format_size(result.bytes_stored)} "
         f"in {format_seconds(result.seconds)}"
     )
@@ -159,7 +182,7 @@ def _report(output: Output, result: BackupResult) -> None:
             "id": result.id,
             "vm": result.vm,
             "parent": result.parent,
-            "disks": [disk_object(disk) for disk in result.disks],
+            "disks": [disk_object(disk) | {"bytes_resumed": result.resumed.get(disk.id, 0)} for disk in result.disks],
             "limited_by": result.limited_by,
             "bad_blocks": as_lists(result.bad_blocks),
             "seconds": round(result.seconds, 3),
