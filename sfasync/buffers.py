@@ -13,6 +13,7 @@ import mmap
 from collections import deque
 from contextlib import suppress
 
+from .errors import system_limit
 from .units import KiB, MiB
 
 _PAGE = 4 * KiB
@@ -107,6 +108,9 @@ class BufferPool:
         """A slot of `length` bytes (1 to the budget), page-aligned, when the budget has room for it.
 
         Cancelling leaves nothing behind.
+
+        Raises:
+            SystemLimitError: The system has no such memory.
         """
         size = -(-length // _PAGE) * _PAGE
         assert 0 < size <= self.budget, f"a slot of {length} bytes from a pool of {self.budget}"
@@ -126,10 +130,10 @@ class BufferPool:
             self._take(size)
         try:
             return Slot(self, self._memory(size), length)
-        except OSError:
+        except OSError as error:
             self.in_use -= size
             self._admit()
-            raise
+            raise system_limit(error) or error from error
 
     def close(self) -> None:
         """Unmap idle memory. Slots that are still out are unmapped when they come back."""

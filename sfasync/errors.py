@@ -24,6 +24,7 @@
     │       └── BadBlockError           bad-block        20   a range that cannot be read, however often it is asked
     ├── StorageError                    storage          21   repository or target I/O
     │   ├── NoSpaceError                no-space         21
+    │   ├── SystemLimitError            system-limit     21   no more memory, open files or threads for this process
     │   ├── ObjectExistsError           object-exists    21   a create-only name is taken
     │   └── TargetError                 target           21   writing the target disk failed
     │       └── WritesLostError         writes-lost      21   acknowledged, and gone with the connection
@@ -36,6 +37,7 @@ A class says who is at fault and what survives. Facts travel as attributes and s
 line, and text that came from a peer is escaped and cut by `printable`.
 """
 
+import errno
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -63,6 +65,7 @@ __all__ = [
     "SourceError",
     "StateError",
     "StorageError",
+    "SystemLimitError",
     "TargetError",
     "TargetRefusedError",
     "TlsError",
@@ -259,6 +262,26 @@ class NoSpaceError(StorageError):
     """The file system of the repository or of a target is full, or a quota is."""
 
     code = "no-space"
+
+
+class SystemLimitError(StorageError):
+    """The process met a limit of the system: memory, open files or threads. Nothing half-done is visible."""
+
+    code = "system-limit"
+
+
+def system_limit(error: BaseException) -> SystemLimitError | None:
+    """The error for a limit of the system that `error` stands for; None if it stands for something else."""
+    no_memory = (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, ImportError) and "map segment" in str(error))  # of a library: the loader has no errno
+    )
+    if no_memory:
+        return SystemLimitError("there is no more memory; let the process have more, or give it less with --memory")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return SystemLimitError("no more files can be opened; raise the limit (ulimit -n)")
+    return None
 
 
 class ObjectExistsError(StorageError):

@@ -11,7 +11,7 @@ import errno
 import os
 from pathlib import Path
 
-from .errors import NoSpaceError, StorageError, TargetRefusedError, printable
+from .errors import NoSpaceError, StorageError, SystemLimitError, TargetRefusedError, printable, system_limit
 from .interfaces import Buffer
 from .units import KiB
 
@@ -39,7 +39,7 @@ def storage_error(
             missing.
         needed: Bytes that were still to be written.
     """
-    kind = NoSpaceError if is_full(error) else StorageError
+    kind = NoSpaceError if is_full(error) else SystemLimitError if system_limit(error) else StorageError
     reason = printable(error.strerror or str(error) or type(error).__name__)
     if error.errno == errno.ENOSPC and file_system is not None:
         reason += _what_is_missing(file_system, needed)

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from .endpoints import Endpoints, TargetSink, checked_target
-from .errors import TargetRefusedError, UsageError
+from .errors import StateError, TargetRefusedError, UsageError
 from .files import publish, storage_error
 from .interfaces import Sink, Source
 from .models import ExportAddress
@@ -99,7 +99,7 @@ async def file_target(
             yield OpenTarget(sink, inner if isinstance(inner, Source) else hidden, str(path))
         await workers.run_to_end(_publish, hidden, path, force)
     except BaseException:
-        with suppress(OSError, RuntimeError):  # no such file; no thread once the engine gave up waiting
+        with suppress(OSError, StateError):  # no such file; no thread once the engine gave up waiting
             await workers.run_surely(os.unlink, hidden)
         raise
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
-from .errors import StateError
+from .errors import StateError, SystemLimitError
 
 _T = TypeVar("_T")
 
@@ -23,6 +23,8 @@ class Workers:
     def __init__(self, count: int, name: str = "sfasync") -> None:
         self.count = count
         self._executor = ThreadPoolExecutor(count, thread_name_prefix=name)
+        self._closed = False
+        self._alive = False  # whether there is a thread; it lasts until the workers are closed
 
     async def run(self, function: Callable[..., _T], *args: object) -> _T:
         """The result of `function(*args)`, run in a thread.
@@ -41,22 +43,43 @@ class Workers:
 
     async def run_surely(self, function: Callable[..., _T], *args: object) -> _T:
         """As `run_to_end`, for clean-up: it is run, cancelled or not, as soon as a thread is free."""
-        return await settled(self._executor.submit(function, *args), surely=True)
+        return await settled(self.submit(function, *args), surely=True)
 
     def submit(self, function: Callable[..., _T], *args: object) -> Future[_T]:
-        """Start a function in a thread, from any thread.
+        """Start a function in a thread, from any thread; one of these workers must not wait for it to begin.
 
         Raises:
             StateError: The workers were closed.
+            SystemLimitError: Not a single thread could be started; with fewer than wanted, work goes on.
         """
+        future: Future[_T] = Future()
         try:
-            return self._executor.submit(function, *args)
+            self._executor.submit(self._run, future, function, args)
         except RuntimeError as error:
-            raise StateError("what this belongs to is closed; open it again") from error
+            if self._closed:
+                raise StateError("what this belongs to is closed; open it again") from error
+            # It stays in the executor's queue all the same, so with a thread at all it only waits longer.
+            if not self._alive and future.cancel():
+                raise SystemLimitError("no thread can be started; raise the limit (ulimit -u)") from error
+        return future
 
     def close(self) -> None:
         """Take no more work. Does not wait for threads; each ends after the function it is in."""
+        self._closed = True
         self._executor.shutdown(wait=False)
+
+    def _run(self, future: Future[_T], function: Callable[..., _T], args: tuple[object, ...]) -> None:
+        """Let a future have the result of a function, unless it was cancelled before."""
+        self._alive = True
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            result = function(*args)
+        except BaseException as error:  # noqa: BLE001 - it is told to whoever waits for the result
+            future.set_exception(error)
+            del future  # the error's traceback refers to this frame
+        else:
+            future.set_result(result)
 
 
 async def settled(future: Future[_T], *, stop: Callable[[], None] | None = None, surely: bool = False) -> _T:

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from sfasync.errors import StateError
+from sfasync.errors import StateError, SystemLimitError
 from sfasync.workers import Workers, settled
 
 
@@ -136,3 +136,34 @@ async def test_closed_workers_take_nothing_more() -> None:
     workers.close()
     with pytest.raises(StateError, match="closed"):
         await workers.run_to_end(len, b"")
+
+
+async def test_work_goes_on_where_no_second_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers, gate = Workers(2), Gate()
+    first = asyncio.create_task(workers.run(gate.work))
+    await gate.reached()
+    _let_no_thread_start(monkeypatch)
+    second = asyncio.create_task(workers.run_to_end(len, b"four"))
+    await asyncio.sleep(0)
+    gate.go.set()
+    assert (await first, await second) == ("done", 4)
+    workers.close()
+
+
+async def test_without_any_thread_nothing_is_run_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = Workers(1)
+    done: list[str] = []
+    with monkeypatch.context() as patched:
+        _let_no_thread_start(patched)
+        with pytest.raises(SystemLimitError, match="ulimit -u"):
+            await workers.run(done.append, "too late")
+    await workers.run(done.append, "in time")
+    assert done == ["in time"]
+    workers.close()
+
+
+def _let_no_thread_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import click
 
-from ..errors import SfasyncError, one_line
+from ..errors import SfasyncError, one_line, system_limit
 
 EXIT_INTERNAL = 1
 EXIT_USAGE = 2
@@ -51,6 +51,7 @@ class Failure:
 def describe(error: BaseException) -> Failure:
     """The failure that an exception stands for. Of a group, the first cause counts."""
     cause = _first_cause(error)
+    cause = system_limit(cause) or cause
     if isinstance(cause, SfasyncError):
         return Failure(
             code=cause.code,

@@ -62,8 +62,9 @@ class _Job:
                 raise Interrupted(self._signal) from error
             raise
         finally:
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.close()  # waits for no thread, as asyncio.run would: a name look-up may take minutes to give up
+            if self._task is not None and self._task.done():  # a loop that could not run cannot be closed either
+                self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+                self._loop.close()  # waits for no thread, as asyncio.run would: a name look-up may take minutes
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
         """Called between any two bytecodes of the main thread."""

@@ -355,11 +355,14 @@ class LocalWriter:
 
     def lock(self) -> LocalHold:
         """Lock the file, which has no name yet, until the hold is released."""
-        fd = os.dup(self._fd)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fd = os.dup(self._fd)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(fd)
+                raise
         except OSError as error:
-            os.close(fd)
             raise self._failure(error, "lock") from error
         return LocalHold(fd)
 

@@ -22,6 +22,7 @@ from ..errors import (
     RepositoryError,
     StateError,
     StorageError,
+    SystemLimitError,
     TargetRefusedError,
     UsageError,
     printable,
@@ -432,6 +433,7 @@ def _read_configuration(store: LocalStore) -> tuple[Configuration, bytes]:
     Raises:
         RepositoryError: There is none, or it is damaged.
         RepositoryVersionError: A newer version wrote it.
+        SystemLimitError: The process cannot open it.
     """
     try:
         data = store.get(CONFIG, limit=MAX_OBJECT)
@@ -439,6 +441,8 @@ def _read_configuration(store: LocalStore) -> tuple[Configuration, bytes]:
         configuration = decode_configuration(frame.payload, CONFIG)
     except ObjectMissingError:
         raise _no_repository(Path(store.location)) from None
+    except SystemLimitError:
+        raise  # that says nothing about the repository
     except (IntegrityError, StorageError) as error:
         where = printable(store.location)
         raise RepositoryError(f"the configuration of the repository in {where} cannot be read: {error}") from error

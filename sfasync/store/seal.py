@@ -11,7 +11,7 @@ import sys
 import threading
 from enum import IntEnum
 
-from ..errors import IntegrityError
+from ..errors import IntegrityError, SystemLimitError, system_limit
 from ..interfaces import Buffer
 from ..units import MiB
 
@@ -48,9 +48,13 @@ def seal(data: Buffer) -> Buffer:
 
     Raises:
         IntegrityError: The compressor is broken: its output does not give the input back.
+        SystemLimitError: It gets no memory.
     """
     view = memoryview(data)
-    compressed = _compressor().compress(view, zstd.ZstdCompressor.FLUSH_FRAME)
+    try:
+        compressed = _compressor().compress(view, zstd.ZstdCompressor.FLUSH_FRAME)
+    except zstd.ZstdError as error:
+        raise _limit(error) or IntegrityError(f"zstd cannot compress: {error}") from error
     if len(compressed) > len(view) - max(1, len(view) // _SAVING):
         return data
     # bytes.startswith takes any buffer and is one memcmp; comparing a memoryview goes element by element
@@ -66,6 +70,7 @@ def unseal(sealed: Buffer, length: int) -> Buffer:
 
     Raises:
         IntegrityError: The bytes do not unseal to that length.
+        SystemLimitError: There is no memory to decompress in, which says nothing about the bytes.
     """
     return sealed if len(sealed) == length else _decompress(sealed, length)
 
@@ -79,10 +84,15 @@ def _decompress(sealed: Buffer, length: int) -> bytes:
         decompressor = zstd.ZstdDecompressor(options=_DECOMPRESSION)
         data = decompressor.decompress(sealed, max_length=length)
     except zstd.ZstdError as error:
-        raise IntegrityError(f"a blob does not decompress: {error}") from error
+        raise _limit(error) or IntegrityError(f"a blob does not decompress: {error}") from error
     if len(data) != length or not decompressor.eof or decompressor.unused_data:
         raise IntegrityError(f"a blob of {length} bytes does not decompress to that length")
     return data
+
+
+def _limit(error: zstd.ZstdError) -> SystemLimitError | None:
+    """The error for a lack of memory, if that is what zstd means (zstd_errors.h: its only name is its text)."""
+    return system_limit(MemoryError()) if "not enough memory" in str(error) else None
 
 
 def _compressor() -> zstd.ZstdCompressor:

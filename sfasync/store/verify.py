@@ -100,7 +100,7 @@ class Verification:
         """
         if progress is not None:
             self._report = _on_loop(asyncio.get_running_loop(), progress)
-        workers = Workers(threads + 1, "sfasync-verify")
+        workers = Workers(threads, "sfasync-verify")
         try:
             return await settled(workers.submit(self._run, workers, threads), stop=self._stopped.set)
         finally:
@@ -300,7 +300,7 @@ class Verification:
     # --- threads and progress -----------------------------------------------------------------------------------------
 
     def _each(self, items: Iterable[_T], check: Callable[[_T], None], workers: Workers, threads: int) -> None:
-        """Check items in several threads.
+        """Check items in several threads, this one among them: where no other can be started, it does them all.
 
         Raises:
             Stopped: The caller was cancelled.
@@ -317,8 +317,12 @@ class Verification:
                 check(item)
                 self._step()
 
-        lanes = [workers.submit(lane) for _ in range(threads)]
-        failures = [failure for started in lanes if (failure := started.exception()) is not None]
+        lanes = [workers.submit(lane) for _ in range(threads - 1)]
+        try:
+            lane()
+        finally:
+            begun = [started for started in lanes if not started.cancel()]
+            failures = [failure for started in begun if (failure := started.exception()) is not None]
         if failures:
             raise failures[0]
 

@@ -28,6 +28,7 @@ from ..errors import (
     TargetRefusedError,
     UsageError,
     printable,
+    system_limit,
 )
 from ..extents import align_up
 from ..files import PAGE, data_ranges, is_full, punch_hole, read_at, reopen_direct, sync_directory, write_at
@@ -345,7 +346,8 @@ def _open_source(path: Path) -> tuple[tuple[int, ...], int]:
     try:
         fd = os.open(path, os.O_RDONLY | _FLAGS)
     except OSError as error:
-        raise SourceError(f"cannot open {_name(path)}: {error.strerror}", path=str(path)) from error
+        what = f"cannot open {_name(path)}: {error.strerror}"
+        raise system_limit(error) or SourceError(what, path=str(path)) from error
     with _closed_on_error(fd):
         if not _is_disk(fd):
             raise SourceError(f"{_name(path)} is neither a file nor a block device", path=str(path))

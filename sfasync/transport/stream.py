@@ -17,7 +17,7 @@ import socket
 from collections.abc import Iterable
 from typing import Final, Protocol, cast
 
-from ..errors import ConnectError, ConnectionLostError, SfasyncError
+from ..errors import ConnectError, ConnectionLostError, SfasyncError, system_limit
 from ..models import ExportAddress
 from .tls import TlsLayer
 
@@ -62,12 +62,13 @@ async def connect(stream: Stream, address: ExportAddress) -> None:
 
     Raises:
         ConnectError: There is no such name, host or socket, or nobody listens.
+        SystemLimitError: The process can have no more sockets.
     """
     loop = asyncio.get_running_loop()
     try:
         connected = await (_unix_socket(address) if address.socket is not None else _tcp_socket(address))
     except (OSError, ValueError) as error:  # ValueError: a name that the codec for host names does not take
-        raise ConnectError(f"cannot connect to {stream.peer}: {_reason(error)}") from error
+        raise system_limit(error) or ConnectError(f"cannot connect to {stream.peer}: {_reason(error)}") from error
     try:
         if address.socket is not None:
             await loop.create_unix_connection(lambda: stream, sock=connected)

@@ -65,13 +65,17 @@ class Site:
             disk.write(self._source.randbytes(size))
 
     def start(
-        self, *arguments: str, program: tuple[str, ...] = ("sfasync",), env: Mapping[str, str] | None = None
+        self,
+        *arguments: str,
+        program: tuple[str, ...] = ("sfasync",),
+        under: tuple[str, ...] = (),
+        env: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Start the command; what it says goes to a file."""
+        """Start the command, `under` another one if need be; what it says goes to a file."""
         own = {"SFASYNC_REPOSITORY": str(self.repository), "XDG_CACHE_HOME": str(self._cache), **(env or {})}
         with self.log.open("wb") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", *program, *arguments], stdout=log, stderr=log, env=os.environ | own
+                [*under, sys.executable, "-m", *program, *arguments], stdout=log, stderr=log, env=os.environ | own
             )
 
     def start_backup(
