@@ -79,6 +79,8 @@ _PRINTABLE_LIMIT = 256
 
 def one_line(text: str) -> str:
     """Text fit for one line of a terminal: control characters escaped, nothing cut."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

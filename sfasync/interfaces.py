@@ -524,6 +524,10 @@ class ObjectStore(Protocol):
         """Keys of all objects below a prefix that ends with ``/``, sorted; also those whose names are not ours."""
         ...
 
+    def stamps(self, prefix: str) -> Sequence[tuple[str, str | None]]:
+        """As `list`, each key with a stamp, which is another one if the object is; None where that is not sure."""
+        ...
+
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""
         ...

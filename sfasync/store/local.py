@@ -19,6 +19,9 @@ import os
 import secrets
 import stat
 import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import IntegrityError, ObjectExistsError, ObjectMissingError, StorageError, printable
@@ -40,7 +43,11 @@ _DEPTH = 6
 
 _TEMPORARY_PREFIX = ".tmp-"
 
+_SETTLED = 2 * 10**9  # ns: a file that changed later than that ago may change again within a tick of its time stamps
+
 Keys = list[str]  # within the class, `list` is a method
+Stamps = list[tuple[str, str | None]]
+_Visitor = Callable[[str, "os.DirEntry[str]"], object]
 
 
 class LocalStore:
@@ -167,19 +174,20 @@ class LocalStore:
     # --- listing and removing ---------------------------------------------------------------------------------------
 
     def list(self, prefix: str) -> Keys:
-        assert prefix == "" or prefix.endswith("/"), prefix
-        try:
-            top = self._open_directory(prefix.rstrip("/"))
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise self._failure(error, "list", prefix) from error
         keys: Keys = []
-        try:
-            self._walk(top, prefix, prefix.count("/"), keys)
-        except OSError as error:
-            raise self._failure(error, "list", prefix) from error
+        self._visit(prefix, lambda key, entry: keys.append(key))
         return sorted(keys)
+
+    def stamps(self, prefix: str) -> Stamps:
+        stamps: Stamps = []
+        settled = time.time_ns() - _SETTLED
+
+        def visit(key: str, entry: os.DirEntry[str]) -> None:
+            with suppress(FileNotFoundError):  # removed since it was listed
+                stamps.append((key, _stamp(entry.stat(follow_symlinks=False), settled)))
+
+        self._visit(prefix, visit)
+        return sorted(stamps)
 
     def delete(self, key: str) -> None:
         directory, name = self._split(key)
@@ -215,19 +223,31 @@ class LocalStore:
             where = printable(self._location)
             raise StorageError(f"{where} is another directory now; mount or move back the one it was", path=where)
 
-    def _walk(self, directory: int, prefix: str, depth: int, keys: Keys) -> None:
-        """Add the keys below a directory, whose descriptor is closed."""
+    def _visit(self, prefix: str, visit: _Visitor) -> None:
+        """Call `visit` with each key below a prefix that ends with a slash, or is empty, and its directory entry."""
+        assert prefix == "" or prefix.endswith("/"), prefix
+        try:
+            try:
+                top = self._open_directory(prefix.rstrip("/"))
+            except FileNotFoundError:
+                return
+            self._walk(top, prefix, prefix.count("/"), visit)
+        except OSError as error:
+            raise self._failure(error, "list", prefix) from error
+
+    def _walk(self, directory: int, prefix: str, depth: int, visit: _Visitor) -> None:
+        """Visit the keys below a directory, whose descriptor is closed."""
         try:
             with os.scandir(directory) as entries:
                 for entry in entries:
                     key = prefix + entry.name
                     if not entry.is_dir(follow_symlinks=False):
-                        keys.append(key)
+                        visit(key, entry)
                     elif depth + 1 >= _DEPTH:
-                        keys.append(key + "/")
+                        visit(key + "/", entry)
                     elif key != "lost+found":  # an ext4 file system's own, and not for everybody to read
                         below = os.open(entry.name, _DIRECTORY, dir_fd=directory)
-                        self._walk(below, key + "/", depth + 1, keys)
+                        self._walk(below, key + "/", depth + 1, visit)
         finally:
             os.close(directory)
 
@@ -413,6 +433,14 @@ class LocalHold:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _stamp(status: os.stat_result, settled: int) -> str | None:
+    """What tells a file from others and from what it was; None if it changed after the instant `settled` (ns)."""
+    changed = max(status.st_mtime_ns, status.st_ctime_ns)
+    if changed > settled or not stat.S_ISREG(status.st_mode):
+        return None
+    return f"{status.st_ino}.{status.st_size}.{status.st_mtime_ns}.{status.st_ctime_ns}"
 
 
 def is_temporary(name: str) -> bool:

@@ -12,6 +12,7 @@ from typing import TypeVar
 from ..errors import IntegrityError, RepositoryVersionError, StorageError
 from ..interfaces import ObjectStore
 from .cache import IndexCache, Location, cache_path
+from .cachefile import remove_cache
 from .index import MAX_INDEX, IndexReader
 from .names import INDEX, PACKS, TOMBSTONES, index_key, pack_key, parse_index, parse_pack, parse_tombstone
 from .objects import ObjectKind, decode
@@ -20,8 +21,6 @@ from .seal import BlobKind
 log = logging.getLogger("sfasync")
 
 _T = TypeVar("_T")
-
-_SIDE_FILES = ("", "-wal", "-shm", "-journal")
 
 
 class Locator:
@@ -183,7 +182,7 @@ class Locator:
         self._rebuilt = True
         if self._cache is not None:
             self._cache.close()
-        _remove(self._path)
+        remove_cache(self._path)
         self._cache = self._open()
         return self._cache
 
@@ -195,7 +194,7 @@ class Locator:
                 self._path = None
             except sqlite3.Error as error:
                 log.warning("the cache of the index is made anew: %s", error)
-                _remove(self._path)
+                remove_cache(self._path)
         try:
             return IndexCache(self._path, self._repository)
         except sqlite3.Error:
@@ -212,12 +211,3 @@ def usable_packs(store: ObjectStore) -> set[bytes]:
     """
     present = {pack for key in store.list(PACKS) if (pack := parse_pack(key)) is not None}
     return present - {parse_tombstone(key) for key in store.list(TOMBSTONES)}
-
-
-def _remove(path: Path | None) -> None:
-    """Remove the file of a cache and what SQLite keeps beside it, as far as that can be done."""
-    for suffix in _SIDE_FILES if path is not None else ():
-        try:
-            Path(f"{path}{suffix}").unlink(missing_ok=True)
-        except OSError as error:
-            log.warning("cannot remove %s%s: %s", path, suffix, error.strerror)

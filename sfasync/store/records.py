@@ -22,6 +22,7 @@ from .codec import (
     VoidRecord,
     check_annotation,
     check_manifest,
+    decode_again,
     decode_record,
     encode_record,
 )
@@ -76,11 +77,17 @@ class Records:
             IntegrityError: It is damaged.
             RepositoryVersionError: A newer version wrote it.
         """
+        return self.manifest_in(self.get(backup_key(*place)), place)
+
+    def manifest_in(self, data: bytes, place: Numbered, again: bool = False) -> Manifest | None:
+        """As `manifest`, of an object that was read; `again` if this was called with it before, without an error."""
         key = backup_key(*place)
-        frame = self._read(key, ObjectKind.MANIFEST, ObjectKind.VOID)
+        frame = decode(data, key, self.repository, ObjectKind.MANIFEST, ObjectKind.VOID)
         if frame.head.kind == ObjectKind.VOID:
             decode_record(frame.payload, VoidRecord, key)
             return None
+        if again:
+            return decode_again(frame.payload, Manifest, key)
         manifest = decode_record(frame.payload, Manifest, key)
         check_manifest(manifest, key)
         belongs = vm_name(self.repository, manifest.vm), manifest.seq, manifest.repository
@@ -143,8 +150,15 @@ class Records:
 
     def annotation(self, place: Annotated) -> AnnotationRecord:
         """What an annotation says; errors as of `manifest`."""
+        return self.annotation_in(self.get(annotation_key(*place)), place)
+
+    def annotation_in(self, data: bytes, place: Annotated, again: bool = False) -> AnnotationRecord:
+        """As `annotation`, of an object that was read; `again` as of `manifest_in`."""
         key = annotation_key(*place)
-        record = decode_record(self._read(key, ObjectKind.ANNOTATION).payload, AnnotationRecord, key)
+        payload = decode(data, key, self.repository, ObjectKind.ANNOTATION).payload
+        if again:
+            return decode_again(payload, AnnotationRecord, key)
+        record = decode_record(payload, AnnotationRecord, key)
         check_annotation(record, key)
         return record
 
@@ -214,8 +228,12 @@ class Records:
 
     # --- objects ------------------------------------------------------------------------------------------------------
 
+    def get(self, key: str) -> bytes:
+        """All bytes of a small object; errors as of `ObjectStore.get`."""
+        return self.store.get(key, limit=MAX_OBJECT)
+
     def _read(self, key: str, *kinds: ObjectKind) -> Frame:
-        return decode(self.store.get(key, limit=MAX_OBJECT), key, self.repository, *kinds)
+        return decode(self.get(key), key, self.repository, *kinds)
 
     def _put(self, kind: ObjectKind, key: str, record: object) -> None:
         self.store.put(key, encode(kind, key, self.repository, encode_record(record)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -38,6 +37,7 @@ from .disk import StoredDisk
 from .local import LocalStore, is_temporary
 from .locator import Locator
 from .names import CONFIG, session_key
+from .objectcache import ObjectCache
 from .objects import ObjectKind, check_writable, decode, encode
 from .records import Records
 from .resume import reclaim, unfinished
@@ -49,9 +49,6 @@ from .verify import Verification
 _CLOSERS = 2
 _SCRIBES = 1  # not among the closers, for which it waits
 _POLL_SECONDS = 0.2
-_SHORTEST_PREFIX = 4
-_PREFIX = re.compile(rf"[0-9a-f]{{{_SHORTEST_PREFIX},32}}")
-_LATEST = "@latest"
 _MAX_TEXT = 4 * KiB
 _NOT_CONTENT = ("lost+found",)  # of a file system that is mounted there
 
@@ -76,7 +73,8 @@ class Repository:
         self._records = Records(store, bytes.fromhex(configuration.id))
         self._locator = Locator(store, self._records.repository)
         self._blobs = BlobReader(store, self._locator)
-        self._catalog = Catalog(self._records)
+        self._objects = ObjectCache(self._records.repository)
+        self._catalog = Catalog(self._records, self._objects)
         self._sessions: set[Session] = set()
         self._closed = False
 
@@ -219,14 +217,7 @@ class Repository:
             StorageError: The repository cannot be read.
         """
         self._require_open()
-        if reference.endswith(_LATEST):
-            return await self._workers.run(self._catalog.latest, reference.removesuffix(_LATEST))
-        if _PREFIX.fullmatch(reference) is None:
-            raise BackupNotFoundError(
-                f"{printable(reference)} is no backup: give an id, {_SHORTEST_PREFIX} or more of its first digits,"
-                f" or VM{_LATEST}"
-            )
-        return await self._workers.run(self._catalog.only, reference)
+        return await self._workers.run(self._catalog.find, reference)
 
     async def annotate(
         self, backup: str, *, add: Sequence[str] = (), remove: Sequence[str] = (), note: str | None = None
@@ -256,8 +247,7 @@ class Repository:
             _check_text("note", note)
         if not (add or remove) and note is None:
             raise UsageError("nothing to change: name tags to add or remove, or a note")
-        manifest = await self.find(backup)
-        return await self._workers.run_to_end(self._annotate, manifest, tuple(add), tuple(remove), note)
+        return await self._workers.run_to_end(self._annotate, backup, add, remove, note)
 
     async def forget(self, *backups: str, reason: str = "", dry_run: bool = False) -> list[Manifest]:
         """Remove backups, that is their manifests, for good; what they alone stored stays until the repository is
@@ -361,9 +351,9 @@ class Repository:
             raise
         return session
 
-    def _annotate(self, manifest: Manifest, add: Sequence[str], remove: Sequence[str], note: str | None) -> Manifest:
+    def _annotate(self, reference: str, add: Sequence[str], remove: Sequence[str], note: str | None) -> Manifest:
         self._check_writable()
-        return self._catalog.annotate(manifest, add=add, remove=remove, note=note)
+        return self._catalog.annotate(reference, add=add, remove=remove, note=note)
 
     def _forget(self, manifest: Manifest, reason: str) -> None:
         self._check_writable()
@@ -380,6 +370,7 @@ class Repository:
         for session in list(self._sessions):
             session.abort_now()
         self._locator.close()
+        self._objects.close()
         self._store.close()
 
     def _require_open(self) -> None:

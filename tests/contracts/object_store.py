@@ -139,6 +139,13 @@ class ObjectStoreContract:
         assert case.other.list("a/") == ["a/b/1", "a/b/2", "a/c"]
         assert case.other.list("none/") == []
 
+    def test_stamps_are_lists_with_more(self, case: ObjectStoreCase) -> None:
+        for key in ("a/c", "a/b/2", "d"):
+            case.store.put(key, b"")
+        assert [key for key, _ in case.other.stamps("")] == case.other.list("")
+        assert [key for key, _ in case.other.stamps("a/")] == ["a/b/2", "a/c"]
+        assert list(case.other.stamps("none/")) == []
+
     def test_deleting_what_is_not_there_is_no_error(self, case: ObjectStoreCase) -> None:
         case.store.put("a/one", b"")
         case.other.delete("a/one")

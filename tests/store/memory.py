@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from sfasync.errors import IntegrityError, ObjectExistsError, ObjectMissingError
 from sfasync.interfaces import Buffer
 
 Keys = list[str]
+Stamps = list[tuple[str, str | None]]
 
 
 class MemoryStore:
@@ -72,6 +74,9 @@ class MemoryStore:
     def list(self, prefix: str) -> Keys:
         self.before("list", prefix)
         return sorted(key for key in self.objects if key.startswith(prefix))
+
+    def stamps(self, prefix: str) -> Stamps:
+        return [(key, hashlib.sha256(self.objects[key]).hexdigest()) for key in self.list(prefix)]
 
     def delete(self, key: str) -> None:
         self.before("delete", key)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sfasync.errors import BackupNotFoundError, StorageError, UsageError
+from sfasync.errors import BackupNotFoundError, IntegrityError, StorageError, UsageError
 from sfasync.models import Manifest
-from sfasync.store.names import ANNOTATIONS, Numbered, vm_name
+from sfasync.store import local
+from sfasync.store.cache import cache_path
+from sfasync.store.names import ANNOTATIONS, Numbered, backup_key, vm_name
 from sfasync.store.records import Records
 from sfasync.store.repository import Repository
 
@@ -149,6 +153,87 @@ async def test_one_that_could_not_be_removed_is_still_there(
     await repository.forget(backup.id)
     assert await repository.backups() == []
     assert (await repository.verify()).ok
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects are old enough to be remembered."""
+    monkeypatch.setattr(local, "_SETTLED", -(10**12))
+
+
+class Reads:
+    """Counts the objects that are read from a repository."""
+
+    def __init__(self, repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.keys: list[str] = []
+        get = repository._store.get
+
+        def counted(key: str, *, limit: int) -> bytes:
+            self.keys.append(key)
+            return get(key, limit=limit)
+
+        monkeypatch.setattr(repository._store, "get", counted)
+
+    def take(self) -> int:
+        count = len(self.keys)
+        self.keys.clear()
+        return count
+
+
+@pytest.mark.usefixtures("settled")
+async def test_what_was_read_once_is_not_read_again(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = await several(repository, "a", 3)
+    made[1] = await repository.annotate(made[1].id, add=["x"])
+    (await repository.begin("a")).abort_now()  # leaves a void
+    reads = Reads(repository, monkeypatch)
+    assert await repository.backups() == made
+    assert reads.take() == 2, "a void and an annotation; looking for the id had read the manifests"
+    for vm in (None, "a"):
+        assert await repository.backups(vm) == made
+    assert reads.take() == 0
+    assert await repository.find(made[1].id) == made[1]
+    assert reads.take() == 2, "the manifest and its annotation, from the repository"
+    assert await repository.find(made[1].id[:12]) == made[1]
+    assert reads.take() == 2
+    assert await repository.find("a@latest") == made[2]
+    assert reads.take() == 2, "the void after it, too"
+    made.append(await back_up(repository, "a", {"vda": b"x"}))
+    reads.take()
+    assert await repository.backups() == made
+    assert reads.take() == 1
+
+
+@pytest.mark.usefixtures("settled")
+async def test_what_was_forgotten_or_changed_is_not_remembered(
+    repository: Repository, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second, third = await several(repository, "a", 3)
+    assert await repository.backups() == [first, second, third]
+    name = vm_name(bytes.fromhex(repository.id), "a")
+    (place / backup_key(name, first.seq)).unlink()
+    flip(place / backup_key(name, second.seq), 100)
+    assert await repository.backups() == [third]
+    assert "a backup is left out" in caplog.text
+    for reference, error in ((first.id, IntegrityError), (second.id, IntegrityError), (second.id[:9], IntegrityError)):
+        with pytest.raises(error, match="there is damage"):
+            await repository.find(reference)
+    flip(place / backup_key(name, second.seq), 100)
+    assert await repository.find(second.id) == second
+    assert await repository.backups() == [second, third]
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("damage", ["data = x'00'", "data = zeroblob(500)", "backup = 'x'", "key = 'x'", "stamp = 'x'"])
+async def test_a_cache_that_lies_is_not_believed(repository: Repository, damage: str) -> None:
+    made = await several(repository, "a", 2)
+    assert await repository.backups() == made
+    path = cache_path(bytes.fromhex(repository.id))
+    assert path is not None
+    with closing(sqlite3.connect(path.with_name("objects.sqlite"), isolation_level=None)) as cache:
+        cache.execute(f"UPDATE OR REPLACE objects SET {damage}")  # noqa: S608  # fixed words
+    assert await repository.backups() == made
+    assert [await repository.find(backup.id) for backup in made] == made
+    assert [await repository.find(backup.id[:8]) for backup in made] == made
 
 
 async def test_a_session_goes_on_when_its_parent_is_forgotten(repository: Repository) -> None:

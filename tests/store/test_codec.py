@@ -17,6 +17,7 @@ from sfasync.store.codec import (
     VoidRecord,
     as_stored,
     check_manifest,
+    decode_again,
     decode_configuration,
     decode_record,
     encode_record,
@@ -59,7 +60,10 @@ def test_what_is_encoded_is_decoded() -> None:
         SessionRecord(host="h", pid=1, created=1.0, parent=None, roots=("0" * 64,), resumes=(7,)),
         VoidRecord(reason="fenced", created=1.0),
     ):
-        assert decode_record(encode_record(record), type(record), KEY) == record
+        payload = encode_record(record)
+        assert decode_record(payload, type(record), KEY) == decode_again(payload, type(record), KEY) == record
+    with pytest.raises(IntegrityError, match="not a record of its kind"):
+        decode_again(b"{", Manifest, KEY)
     check_manifest(MANIFEST, KEY)
 
 

@@ -112,6 +112,20 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, store: LocalStore) -
         store.get("file/below", limit=99)
 
 
+def test_a_stamp_changes_with_the_object(tmp_path: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put("a", b"first")
+    assert store.stamps("") == [("a", None)], "so new that another change might not show"
+    monkeypatch.setattr(local, "_SETTLED", -(10**12))
+    ((_, first),) = store.stamps("")
+    assert store.stamps("") == [("a", first)]
+    assert first is not None
+    store.delete("a")
+    store.put("a", b"other")
+    assert store.stamps("") != [("a", first)]
+    (tmp_path / "link").symlink_to("a")
+    assert store.stamps("")[1] == ("link", None)
+
+
 def test_foreign_names_are_listed(tmp_path: Path, store: LocalStore) -> None:
     (tmp_path / "Ünïcode").write_bytes(b"")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe")).write_bytes(b"")
