@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from .backup import Backup, BackupRequest
 from .copying import SPARSE_BLOCK, CopyOptions, copy
-from .endpoints import Pipe, parse_disk, parse_endpoint
+from .endpoints import STANDARD, Pipe, parse_disk, parse_endpoint
 from .errors import StateError, TargetRefusedError, UsageError, printable
 from .files import make_directory, storage_error
 from .interfaces import BackupStore, Platform, Sink, Source
@@ -33,7 +33,16 @@ from .progress import ProgressCallback, Reporter
 from .resources import Resources
 from .restore import Restore, record_of
 from .streaming import copy_stream
-from .targets import OpenTarget, check_format, export_target, file_name, file_target, sink_target
+from .targets import (
+    OpenTarget,
+    check_format,
+    export_target,
+    file_name,
+    file_target,
+    image_format_of,
+    sink_target,
+    stream_target,
+)
 from .tasks import finish
 
 _T = TypeVar("_T")
@@ -312,6 +321,82 @@ class Engine:
             )
             for disk, path in paths.items()
         }
+
+    # --- export -------------------------------------------------------------------------------------------------------
+
+    def start_export(
+        self,
+        backup: str,
+        disk: str,
+        target: str | os.PathLike[str],
+        *,
+        image_format: str | None = None,
+        force: bool = False,
+        progress: ProgressCallback | None = None,
+    ) -> Job[RestoreResult]:
+        """Begin the export of one disk and return a handle on it.
+
+        Args:
+            backup: Id, unique prefix of one, or ``VM@latest``.
+            disk: Id of the disk.
+            target: Path of an image file to make, or ``-`` for standard output.
+            image_format: ``raw`` (sparse) or ``qcow2`` (needs qemu-img and qemu-nbd; not for standard output); None for
+                ``qcow2`` where the name of the file ends so, otherwise ``raw``.
+            force: Replace a file that exists.
+            progress: As of `start_backup`.
+
+        Raises:
+            UsageError: At once, for arguments that cannot be used. Everything else comes from the job.
+        """
+        place = parse_endpoint(target, standard=1)
+        if not isinstance(place, Path | Pipe):
+            raise UsageError(f"{printable(os.fspath(target))} is neither a file nor '-'; restore writes to disks")
+        standard = target == STANDARD
+        if image_format is None:
+            image_format = image_format_of(place) if isinstance(place, Path) and not standard else "raw"
+        check_format(image_format)
+        if standard and image_format != "raw":
+            raise UsageError(f"standard output takes the format raw only, not {image_format}")
+        endpoints, workers = self._resources.endpoints, self._resources.workers
+
+        async def work(reporter: Reporter) -> RestoreResult:
+            manifest = await self._store.find(backup)
+            size = record_of(manifest, disk).size
+            if isinstance(place, Pipe) or standard:
+                opened = stream_target(endpoints, place, size)
+            else:
+                opened = file_target(
+                    endpoints, place, size=size, image_format=image_format, force=force, workers=workers
+                )
+            restore = Restore(self._store, self._resources)
+            return await restore.run(manifest, {disk: opened}, verify_after=False, reporter=reporter)
+
+        return self._start(work, progress)
+
+    async def export(
+        self,
+        backup: str,
+        disk: str,
+        target: str | os.PathLike[str],
+        *,
+        image_format: str | None = None,
+        force: bool = False,
+        progress: ProgressCallback | None = None,
+    ) -> RestoreResult:
+        """Write one disk of a backup to an image file or to standard output; arguments as of `start_export`.
+
+        Every block is checked against its digest before it is written. When it returns, a file is complete and durable,
+        and only then has its name. What went to standard output before an error is there.
+
+        Raises:
+            UsageError: Arguments, an unknown backup or disk, a file that exists; nothing was written.
+            IntegrityError: The repository is damaged where this disk needs it; no wrong byte was written.
+            StorageError: The target could not be written.
+        """
+        async with self.start_export(
+            backup, disk, target, image_format=image_format, force=force, progress=progress
+        ) as job:
+            return await job.result()
 
     # --- verify -------------------------------------------------------------------------------------------------------
 

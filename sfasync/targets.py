@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from .endpoints import Endpoints, TargetSink, checked_target
+from .endpoints import Endpoints, Pipe, TargetSink, checked_target
 from .errors import StateError, TargetRefusedError, UsageError
 from .files import publish, storage_error
 from .interfaces import Sink, Source
@@ -77,6 +78,13 @@ async def sink_target(sink: Sink, size: int) -> AsyncIterator[OpenTarget]:
 
 
 @asynccontextmanager
+async def stream_target(endpoints: Endpoints, place: Path | Pipe, size: int) -> AsyncIterator[OpenTarget]:
+    """Standard output: the file that it was redirected to, which is written in place and sparse, or a pipe."""
+    async with endpoints.copy_target(place, size=size) as sink:
+        yield OpenTarget(sink, None, place.name if isinstance(place, Pipe) else str(place))
+
+
+@asynccontextmanager
 async def file_target(
     endpoints: Endpoints, path: Path, *, size: int, image_format: str, force: bool, workers: Workers
 ) -> AsyncIterator[OpenTarget]:
@@ -85,10 +93,9 @@ async def file_target(
     Until then it is a hidden file beside it, removed again when the block fails.
 
     Raises:
-        TargetRefusedError: The file exists and `force` was not given.
+        TargetRefusedError: The file exists and `force` was not given, or what exists is no file.
     """
-    if not force and await workers.run(os.path.lexists, path):
-        raise TargetRefusedError(f"{path} exists; remove it or use --force to replace it", path=str(path))
+    await workers.run(_check_free, path, force)
     hidden = path.with_name(f".sfasync-{secrets.token_hex(8)}.part")  # not longer than any name that fits
     try:
         opened = (
@@ -102,6 +109,27 @@ async def file_target(
         with suppress(OSError, StateError):  # no such file; no thread once the engine gave up waiting
             await workers.run_surely(os.unlink, hidden)
         raise
+
+
+def _check_free(path: Path, force: bool) -> None:
+    """See that a file may have this name.
+
+    Raises:
+        TargetRefusedError: Something has it that stays.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except OSError:  # what is wrong besides shows when the file is made
+        return
+    if not force:
+        raise TargetRefusedError(f"{path} exists; remove it or use --force to replace it", path=str(path))
+    if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+        raise TargetRefusedError(f"{path} is not a file; --force replaces only files", path=str(path))
+
+
+def image_format_of(path: Path) -> str:
+    """The format that the name of an image file asks for."""
+    return "qcow2" if path.suffix.lower() == ".qcow2" else "raw"
 
 
 def _publish(hidden: Path, path: Path, force: bool) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from ..errors import printable
-from ..models import DiskRecord, Manifest
+from ..models import DiskRecord, Manifest, RestoredDisk
 from ..units import format_size
 
 SHORT = 12
@@ -30,6 +30,20 @@ def disk_object(disk: DiskRecord) -> dict[str, object]:
         "seconds": dict(statistics.seconds),
         "retries": statistics.retries,
         "tree": disk.tree,
+    }
+
+
+def restored_object(disk: RestoredDisk) -> dict[str, object]:
+    """A disk that was written."""
+    return {
+        "id": disk.id,
+        "size": disk.size,
+        "target": disk.target,
+        "bytes_written": disk.bytes_written,
+        "bytes_zero": disk.bytes_zero,
+        "tree": disk.tree,
+        "verified": disk.verified,
+        "seconds": round(disk.seconds, 3),
     }
 
 

@@ -11,7 +11,7 @@ from ...models import Limits, RestoreResult, Retry
 from ...units import format_seconds, format_size
 from .. import options
 from ..output import Output
-from ..records import SHORT
+from ..records import SHORT, restored_object
 from ..runner import perform
 
 
@@ -139,19 +139,7 @@ def _report(output: Output, result: RestoreResult) -> None:
         {
             "id": result.id,
             "vm": result.vm,
-            "disks": [
-                {
-                    "id": disk.id,
-                    "size": disk.size,
-                    "target": disk.target,
-                    "bytes_written": disk.bytes_written,
-                    "bytes_zero": disk.bytes_zero,
-                    "tree": disk.tree,
-                    "verified": disk.verified,
-                    "seconds": round(disk.seconds, 3),
-                }
-                for disk in result.disks
-            ],
+            "disks": [restored_object(disk) for disk in result.disks],
             "seconds": round(result.seconds, 3),
             "warnings": list(result.warnings),
         },
