@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...units import KiB, MiB
 from ...workers import Workers
-from .servers import run_tool
+from ..tools import run_tool
 
 _FILE = 4 * MiB
 

@@ -22,8 +22,9 @@ from ...transport.export import open_export
 from ...units import MiB, format_seconds, format_size
 from ...workers import Workers
 from ..records import SHORT, local_time, size_of
+from ..tools import make_certificates, require_tools, run_tool
 from .disks import Recipe, make_disk
-from .servers import check_tools, make_certificates, nbd_server, nbdkit_over_tls, qemu_nbd, run_tool
+from .servers import TOOLS, nbd_server, nbdkit_over_tls, qemu_nbd
 
 _VM = "web-01"
 
@@ -69,7 +70,7 @@ async def run(say: Say, *, keep: bool = False) -> None:
         IntegrityError: What was restored is not what was backed up.
         SfasyncError: As of the engine.
     """
-    check_tools()
+    require_tools("the demo", TOOLS)
     began = time.monotonic()
     with _directory(keep) as directory:
         say(f"sfasync demo: a VM with three disks, on three real NBD servers, in {directory}")
