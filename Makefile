@@ -15,7 +15,7 @@ help:
 	@echo "make fuzz        damaged conversations, INPUTS=200000, and property tests with many more examples"
 	@echo "make faults      backups killed or failing at every system call, power cuts, full disks, long random runs"
 	@echo "make soak        random cycles of backup, kill and restore; DURATION=600"
-	@echo "make bench       against nbdcopy and restic; ARGS='--size 4G'"
+	@echo "make bench       against nbdcopy, restic, borg and qemu-img; ARGS='S1 S5 --pairs 9'"
 	@echo "make docs        write the generated pages again"
 	@echo "make setup       only prepare $(VENV); PYTHON=python3.12 chooses the interpreter"
 
@@ -63,7 +63,7 @@ soak: packages setup
 
 bench: packages setup
 	@scripts/system-packages bench
-	@$(BIN)/python -m bench $(ARGS)
+	@$(BIN)/sfasync bench $(ARGS)
 
 docs: setup
 	@for script in scripts/docs-*; do $(BIN)/python $$script; done

@@ -1,5 +1,4 @@
-"""Measurements against the best other tools, in interleaved pairs of whole processes: ``python -m bench``.
+"""Measurements for those who change sfasync: single parts, and two commits against each other.
 
-Every number has a rival and its caveats beside it. Servers, clients, the program that measures them and the report are
-separate; the data is seeded; results are JSON lines.
+What is measured against other programs is `sfasync bench`.
 """

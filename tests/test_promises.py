@@ -20,13 +20,15 @@ from typing import Any
 
 import pytest
 
+from sfasync.cli.bench import measure
+
 from .support.servers import nbd_server, nbdkit, qemu_nbd, require
 
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 
-MEASURE = Path(__file__).parents[1] / "bench" / "measure.py"
+MEASURE = Path(measure.__file__)
 PEAK = 200 * MIB
 
 MEMORY_SIZE = 256 * MIB

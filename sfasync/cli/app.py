@@ -14,7 +14,21 @@ import click
 from .._version import VERSION
 from .output import Output
 
-_COMMANDS = ("init", "backup", "restore", "list", "show", "tag", "forget", "export", "verify", "copy", "info", "demo")
+_COMMANDS = (
+    "init",
+    "backup",
+    "restore",
+    "list",
+    "show",
+    "tag",
+    "forget",
+    "export",
+    "verify",
+    "copy",
+    "info",
+    "demo",
+    "bench",
+)
 _COMPLETION = "_SFASYNC_COMPLETE"
 
 

@@ -16,7 +16,21 @@ from sfasync.cli.app import app, run
 
 from ..support.command import COMMAND, Ended, finish, sfasync, start
 
-COMMANDS = ["init", "backup", "restore", "list", "show", "verify", "copy", "info", "demo"]
+COMMANDS = [
+    "init",
+    "backup",
+    "restore",
+    "list",
+    "show",
+    "tag",
+    "forget",
+    "export",
+    "verify",
+    "copy",
+    "info",
+    "demo",
+    "bench",
+]
 
 
 def one_line(ended: Ended) -> str:

@@ -3,7 +3,7 @@
 A program of its own, without imports to speak of: the peak memory that the kernel reports for a child starts at that of
 the process it was forked from (about 10 MiB here), and says nothing below it.
 
-    python -S bench/measure.py LOG COMMAND [ARGUMENT...]
+    python -S measure.py LOG COMMAND [ARGUMENT...]
 """
 
 import os

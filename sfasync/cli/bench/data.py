@@ -1,0 +1,85 @@
+"""The disks that are measured with. Each step gives the loop back, so that Ctrl-C is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from ...units import KiB, MiB
+from ..tools import run_tool
+
+USR = Path("/usr")
+_FILLED = 0.85  # of a file system; the rest is for its own tables and stays empty
+_PER_FILE = 4 * KiB + 512  # what a file takes beside its content: half a block at each end, and an inode
+PIECE = 64 * KiB
+
+
+async def random_image(path: Path, size: int) -> Path:
+    """A raw image of random bytes, of which the name is the seed; there already is one when it was made before."""
+    if not path.exists():
+        source = random.Random(path.name)
+        with path.open("wb") as image:
+            for offset in range(0, size, MiB):
+                image.write(source.randbytes(min(MiB, size - offset)))
+                await asyncio.sleep(0)
+    return path
+
+
+async def usr_image(directory: Path, size: int, *, top: Path = USR) -> Path:
+    """An ext4 file system with files of /usr on a raw image; there already is one when it was made before."""
+    image = directory / f"usr-{size}.raw"
+    if not image.exists():
+        with tempfile.TemporaryDirectory(prefix="usr-", dir=directory) as tree:
+            room = int(size * _FILLED)
+            for number, (path, length) in enumerate(_files_of(top)):
+                if length + _PER_FILE <= room:
+                    room -= length + _PER_FILE
+                    _copy(path, Path(tree, *path.parts[1:]))
+                if number % 16 == 0:
+                    await asyncio.sleep(0)
+            options = "root_owner=0:0,lazy_itable_init=0"
+            await run_tool("mke2fs", "-q", "-F", "-t", "ext4", "-E", options, "-d", tree, image, str(size // KiB))
+    return image
+
+
+async def sparse_qcow2(directory: Path, size: int, pieces: int) -> Path:
+    """A qcow2 image with that many pieces of 64 KiB, a quarter of each random, scattered over it."""
+    image, raw = directory / "scattered.qcow2", directory / "scattered.raw"
+    source = random.Random(size)
+    with raw.open("wb") as file:
+        file.truncate(size)
+        for number in range(pieces):
+            start = size // pieces * number // PIECE
+            end = size // pieces * (number + 1) // PIECE
+            os.pwrite(file.fileno(), source.randbytes(PIECE // 4) * 4, source.randrange(start, end) * PIECE)
+            if number % 16 == 0:
+                await asyncio.sleep(0)
+    await run_tool("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image)
+    raw.unlink()
+    return image
+
+
+def _files_of(top: Path) -> list[tuple[Path, int]]:
+    """Regular files and their sizes, in an order that is a sample of all of them at any point."""
+    found: list[tuple[Path, int]] = []
+    directories = [str(top)]
+    for directory in directories:  # which grows meanwhile
+        with os.scandir(directory) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.is_dir(follow_symlinks=False):
+                    directories.append(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    found.append((Path(entry.path), entry.stat(follow_symlinks=False).st_size))
+    random.Random(0).shuffle(found)
+    return found
+
+
+def _copy(path: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(PermissionError):  # not everything in /usr is for everybody
+        shutil.copyfile(path, target)
