@@ -491,6 +491,22 @@ class RestoreResult:
     warnings: tuple[str, ...] = ()
 
 
+class Difference(NamedTuple):
+    """A range of a disk that two backups have differently.
+
+    Attributes:
+        disk: The disk's id.
+        kind: ``changed``; ``added`` where only the second backup has it; ``removed`` where only the first one has.
+        offset: First byte.
+        length: Bytes, more than 0.
+    """
+
+    disk: str
+    kind: Literal["changed", "added", "removed"]
+    offset: int
+    length: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """Something that verify found damaged or missing.

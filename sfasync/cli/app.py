@@ -23,6 +23,7 @@ _COMMANDS = (
     "tag",
     "forget",
     "export",
+    "diff",
     "verify",
     "copy",
     "info",
