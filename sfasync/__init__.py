@@ -79,6 +79,7 @@ if TYPE_CHECKING:
         ExportAddress,
         Extent,
         FileRecord,
+        Frozen,
         Limits,
         Manifest,
         Problem,
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
         Retry,
         Timeouts,
         TlsPolicy,
+        UnfinishedBackup,
         VerifyResult,
     )
     from .nbd.uri import format_uri, parse_uri
@@ -128,6 +130,7 @@ __all__ = [
     "ExportError",
     "Extent",
     "FileRecord",
+    "Frozen",
     "Hold",
     "IntegrityError",
     "Job",
@@ -169,6 +172,7 @@ __all__ = [
     "Timeouts",
     "TlsError",
     "TlsPolicy",
+    "UnfinishedBackup",
     "UriError",
     "UsageError",
     "VerifyResult",
@@ -204,6 +208,7 @@ _MODULES = {
         "ExportAddress",
         "Extent",
         "FileRecord",
+        "Frozen",
         "Limits",
         "Manifest",
         "Problem",
@@ -212,6 +217,7 @@ _MODULES = {
         "Retry",
         "Timeouts",
         "TlsPolicy",
+        "UnfinishedBackup",
         "VerifyResult",
     ),
     # shapes, for those who write a platform, a store, a source or a sink
