@@ -122,8 +122,9 @@ class Backup:
         chain = f"{self._store.id}/{request.vm}"
         result: BackupResult | None = None
         try:
+            before = session.interrupted
             async with platform.snapshot(
-                request.vm, disks=request.disks, base=base, chain=chain, reuse=session.snapshot
+                request.vm, disks=request.disks, base=base, chain=chain, reuse=before.snapshot if before else None
             ) as view:
                 result = await self._from_view(view, session, parent, request, platform.name, reporter, began)
         except Exception as error:
@@ -146,6 +147,8 @@ class Backup:
     ) -> BackupResult:
         """Move the frozen disks, commit, and tell the platform."""
         snapshot_time = time.time()
+        if session.interrupted is not None and session.interrupted.snapshot == view.snapshot_id:
+            snapshot_time = session.interrupted.began
         reporter.enter("running")
         lists = await self._bad_before(parent)
         before = {disk.id: _Before(parent.disk(disk.id) if parent else None, lists) for disk in view.disks}

@@ -21,6 +21,7 @@ from .models import (
     Extent,
     FileRecord,
     Frozen,
+    Interruption,
     Manifest,
     VerifyResult,
 )
@@ -338,8 +339,8 @@ class BackupSession(Protocol):
         ...
 
     @property
-    def snapshot(self) -> str | None:
-        """The snapshot that an interrupted backup of the VM read, if this session can go on from there."""
+    def interrupted(self) -> Interruption | None:
+        """The last backup of the VM, if it was interrupted and this session can go on from there."""
         ...
 
     def disk(

@@ -268,6 +268,19 @@ class Frozen:
     checkpoint: Checkpoint | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interruption:
+    """A backup that was interrupted.
+
+    Attributes:
+        snapshot: The snapshot that it read.
+        began: When it began to do so, in seconds since the epoch.
+    """
+
+    snapshot: str
+    began: float
+
+
 # --- what a repository holds -----------------------------------------------------------------------------------------
 
 

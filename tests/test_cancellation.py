@@ -14,6 +14,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -133,18 +134,22 @@ async def cancel_everywhere(stage: Stage, job: Job, *, every: bool) -> str:
 
 
 @EVERY
-@pytest.mark.parametrize("name", ["backup", "restore to files", "restore to a disk", "copy"])
+@pytest.mark.parametrize("name", ["backup", "backup of a snapshot", "restore to files", "restore to a disk", "copy"])
 async def test_cancelled_at_every_step(name: str, every: bool, stage: Stage) -> None:
     engine, source, target = stage.engine, stage.source.uri, stage.target.uri
     content = await stage.renew()
     backup = await engine.backup_vm("web-01", disks={"vda": source})
     there = stage.directory / "restored"
+    snapshots = count()
 
     async def restore_files() -> None:
         await engine.restore_vm(backup.id, to=there, force=True)
 
     jobs: dict[str, Job] = {
         "backup": lambda: engine.backup_vm("web-01", disks={"vda": source}),
+        "backup of a snapshot": lambda: engine.backup_vm(
+            "web-01", disks={"vda": source}, snapshot_id=f"snapshot {next(snapshots)}"
+        ),
         "restore to files": restore_files,
         "restore to a disk": lambda: engine.restore_vm(backup.id, to_disks={"vda": target}),
         "copy": lambda: engine.copy(source, target),

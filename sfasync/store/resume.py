@@ -18,7 +18,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from ..errors import IntegrityError, ObjectMissingError, RepositoryVersionError, StorageError
-from ..models import Frozen, UnfinishedBackup
+from ..models import Frozen, Interruption, UnfinishedBackup
 from .journal import Journal, read_journal
 from .names import JournalPlace, Numbered, journal_key, session_key
 from .records import Records
@@ -117,18 +117,19 @@ class Interrupted:
         chunk_size: Of the repository.
 
     Attributes:
-        snapshot: The snapshot that the last of them read; None if there is none.
+        last: The snapshot that the last of them read; None if there is none.
     """
 
     def __init__(self, records: Records, places: Sequence[JournalPlace], chunk_size: int) -> None:
         self._journals = _Journals(records)
         self._found: dict[_State, list[_Piece]] = {}
-        self.snapshot: str | None = None
+        self.last: Interruption | None = None
         left = MAX_RUNS
         for place, (_, header, disks) in _readable(records, places):
             if header.chunk_size != chunk_size or left <= 0:
                 continue
-            self.snapshot = header.snapshot
+            if self.last is None or self.last.snapshot != header.snapshot:
+                self.last = Interruption(snapshot=header.snapshot, began=header.created)
             for disk, runs in zip(header.disks, disks, strict=True):
                 state = disk.id, disk.size, Frozen(snapshot=header.snapshot, checkpoint=disk.checkpoint)
                 pieces = self._found.setdefault(state, [])

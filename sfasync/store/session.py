@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 
 from ..errors import BusyError, ObjectExistsError, SfasyncError, StateError, StorageError, UsageError, printable
 from ..interfaces import Hold
-from ..models import DiskRecord, FileRecord, Frozen, Manifest
+from ..models import DiskRecord, FileRecord, Frozen, Interruption, Manifest
 from ..workers import Workers
 from .blobs import BlobReader
 from .codec import as_stored
@@ -228,8 +228,8 @@ class Session:
         return self._claim.parent
 
     @property
-    def snapshot(self) -> str | None:
-        return self._interrupted.snapshot if self._interrupted else None
+    def interrupted(self) -> Interruption | None:
+        return self._interrupted.last if self._interrupted else None
 
     def disk(
         self,

@@ -1,9 +1,10 @@
 """Random histories of a repository, against a model that is no more than the bytes of each backup.
 
 What a step may do: write, clear, grow and shrink the disk; back it up, in full or by changes; cancel a backup, or let
-its process die between two steps of the file system; let another process back up the same disk as another VM meanwhile,
-or hold the VM; lose, spoil or bring back an old cache; damage a byte and put it right. After each, what is listed is
-what the model has; what is restored is what the model says; verification finds what is damaged and nothing else.
+its process die between two steps of the file system, and go on from there; let another process back up the same disk as
+another VM meanwhile, or hold the VM; lose, spoil or bring back an old cache; damage a byte and put it right. After
+each, what is listed is what the model has; what is restored is what the model says; verification finds what is damaged
+and nothing else.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ _STEPS = {  # and how often
     "back_up": 4,
     "cancel": 2,
     "die": 3,
+    "die_and_go_on": 2,
     "back_up_both": 1,
     "hold": 1,
     "reopen": 2,
@@ -53,6 +55,7 @@ _STEPS_OF_A_HISTORY = 100
 _LENGTHS = (1, 512, 4096, CHUNK, CHUNK + 1, 2 * CHUNK)
 _FAST = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108  # what is durable is not looked at here
 _STEPS_OF_A_BACKUP = 18  # at most, that change the file system
+_CHECKPOINTS_WITHOUT_END = {"session._SHORTEST": 0.0, "session._COST": 0.0, "intake.SLOW": 1 << 40}
 
 _T = TypeVar("_T")
 
@@ -110,6 +113,8 @@ class History:
         self._stack.enter_context(patch.dict(os.environ, XDG_CACHE_HOME=str(self.place / "cache")))
         self._stack.enter_context(patch("sfasync.store.repository.LocalStore", MortalStore))
         self._stack.enter_context(patch("sfasync.store.local.LocalWriter", MortalWriter))
+        for name, value in _CHECKPOINTS_WITHOUT_END.items():
+            self._stack.enter_context(patch(f"sfasync.store.{name}", value))
         self.runner = self._stack.enter_context(asyncio.Runner())
         self.platform = TrackingPlatform({DISK: b"the first disk" * 30_000})
         self.model: dict[str, bytes] = {}
@@ -146,6 +151,13 @@ class History:
                 data = bytes(length)
         self.platform.vm_disks[DISK].write(offset, data)
 
+    @property
+    def frozen(self) -> bytes:
+        """What the last backup read: the disk as it was when its snapshot was taken, perhaps for an earlier one."""
+        view = self.platform.last_view
+        assert view is not None
+        return bytes(view.disks[0].address.content)
+
     def resize(self) -> None:
         size = self.choice.choice((self.choice.randrange(1, LARGEST), CHUNK * self.choice.randint(1, LARGEST // CHUNK)))
         self.platform.vm_disks[DISK].resize(size)
@@ -157,12 +169,14 @@ class History:
         before = self.listed()
         backup = self.run(self._back_up(mode))
         assert self.listed() == before | {backup}
-        self.model[backup] = bytes(self.disk)
+        self.model[backup] = self.frozen
         self.counts["backups"] += 1
 
     async def _back_up(self, mode: str = "auto") -> str:
         async with Engine(self.repository) as engine:
-            return (await engine.backup_vm(VM, platform=self.platform, mode=mode)).id
+            result = await engine.backup_vm(VM, platform=self.platform, mode=mode)
+        self.counts["went on"] += bool(result.bytes_resumed)
+        return result.id
 
     def cancel(self) -> None:
         """A backup is cancelled after some passes of the loop."""
@@ -193,11 +207,21 @@ class History:
         self.repository = self.run(Repository.open(self.place / "repository"))
         self._account_for(finished=finished, what="died")
 
+    def die_and_go_on(self) -> None:
+        """The process of a backup dies; the next one need not read what that had noted."""
+        self.die()
+        noted = sum(backup.bytes_journaled for backup in self.run(self.repository.unfinished()))
+        went_on = self.counts["went on"]
+        self.back_up()
+        assert noted or self.counts["went on"] == went_on
+        assert not self.run(self.repository.unfinished())
+
     def _account_for(self, *, finished: bool, what: str) -> None:
         """A backup that was cut short is there whole, or not at all."""
         new = self.listed() - self.model.keys()
         assert len(new) == 1 or (not new and not finished)
-        self.model |= {backup: bytes(self.disk) for backup in new}
+        if new:
+            self.model |= dict.fromkeys(new, self.frozen)
         self.counts[f"{what}, {'backup' if new else 'nothing'} there"] += 1
 
     def back_up_both(self) -> None:
@@ -210,7 +234,8 @@ class History:
                 first, result = await asyncio.gather(self._back_up(), second)
                 return [first, result.id]
 
-        self.model |= dict.fromkeys(self.run(both()), content)
+        first, second = self.run(both())
+        self.model |= {first: self.frozen, second: content}
         self.counts["two at once"] += 1
 
     def hold(self) -> None:
@@ -316,7 +341,9 @@ def play(seed: int, steps: int) -> Counter[str]:
 
 
 def test_two_hundred_steps() -> None:
-    assert play(seed=1, steps=200)["backups"] > 20
+    counts = play(seed=1, steps=200)
+    assert counts["backups"] > 20
+    assert counts["went on"] > 0
 
 
 @pytest.mark.faults

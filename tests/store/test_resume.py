@@ -92,7 +92,8 @@ async def test_what_was_finished_is_adopted(repository: Repository) -> None:
     whole = await back_up(repository, "web-02", {"vda": CONTENT})
     await interrupt(repository, range(1, 4))
     session = await repository.begin("web-01")
-    assert session.snapshot == "s1"
+    assert session.interrupted is not None
+    assert session.interrupted.snapshot == "s1"
     writer = session.disk("vda", len(CONTENT), frozen=FROZEN)
     assert await writer.adopt(0, len(CONTENT)) == [Extent(CHUNK, 3 * CHUNK)]
     for index in (0, 4, 5, 6):
@@ -161,7 +162,7 @@ async def test_another_state_is_read_again(disk: str, size: int, frozen: Frozen 
 async def test_another_vm_is_read_again(repository: Repository) -> None:
     await interrupt(repository, range(COUNT))
     session = await repository.begin("web-02")
-    assert session.snapshot is None
+    assert session.interrupted is None
     assert await adopted(session) == []
     await session.abort()
 

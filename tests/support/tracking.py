@@ -58,8 +58,8 @@ class TrackedSnapshot:
     base: Mapping[str, Checkpoint]
     disks: Sequence[TrackedSnapshotDisk]
     lost: asyncio.Future[str]
+    snapshot_id: str | None
     vm_name: str = "Web server"
-    snapshot_id: str | None = "snapshot-1"
     config: bytes | None = b'{"cpus": 2}'
     files: Mapping[str, bytes] = field(default_factory=lambda: {"nvram": b"\x01\x02"})
 
@@ -70,6 +70,7 @@ class TrackedSnapshot:
     async def committed(self, disk_ids: Sequence[str]) -> None:
         if self.platform.fail_committed is not None:
             raise self.platform.fail_committed
+        self.platform.kept.pop(str(self.snapshot_id), None)
         for disk in self.disks:
             if disk.id in disk_ids:
                 tracked = self.platform.vm_disks[disk.id]
@@ -96,6 +97,7 @@ class TrackingPlatform:
         fail_committed: What `committed` fails with.
         fail_leaving: Leaving a snapshot fails.
         lose_after: The lease is lost when this many bytes of a snapshot were read.
+        kept: Snapshots that no backup was made of, to be used again.
     """
 
     name = "tracking"
@@ -107,6 +109,7 @@ class TrackingPlatform:
         self.fail_leaving = False
         self.lose_after: int | None = None
         self.last_view: TrackedSnapshot | None = None
+        self.kept: dict[str, list[TrackedSnapshotDisk]] = {}
         self._made = 0
 
     @asynccontextmanager
@@ -124,9 +127,13 @@ class TrackingPlatform:
         for name in wanted:
             if name not in self.vm_disks:
                 raise UsageError(f"VM {vm!r} has no disk {name!r}", disk=name)
-        self._made += 1
-        frozen = [self._freeze(self.vm_disks[name], dict(base or {}).get(name), lost) for name in wanted]
-        view = TrackedSnapshot(self, vm, base or {}, frozen, lost)
+        frozen = self.kept.get(reuse) if reuse else None
+        if frozen is None or [disk.id for disk in frozen] != wanted:
+            self._made += 1
+            reuse = f"snapshot-{self._made}"
+            frozen = [self._freeze(self.vm_disks[name], dict(base or {}).get(name), lost) for name in wanted]
+        self.kept = {str(reuse): frozen}
+        view = TrackedSnapshot(self, vm, base or {}, frozen, lost, reuse)
         self.open_snapshots += 1
         self.last_view = view
         try:
