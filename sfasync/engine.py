@@ -401,20 +401,36 @@ class Engine:
     # --- verify -------------------------------------------------------------------------------------------------------
 
     async def verify(
-        self, *backups: str, data: bool = False, progress: Callable[[int, int], None] | None = None
+        self,
+        *backups: str,
+        data: bool = False,
+        older_than: float | None = None,
+        percent: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> VerifyResult:
-        """Check backups, or the whole repository, without changing anything.
+        """Check backups, or the whole repository. What was read and what was found bad is recorded there.
 
         Args:
             backups: Ids, prefixes or ``VM@latest``; none for everything.
             data: Read every byte of every file and recompute all digests; otherwise check that everything is there.
+            older_than: Read, as with `data`, only what no verification has read for so many seconds.
+            percent: Read, as with `data`, so much of the bytes concerned, what is longest unread first.
             progress: Called on the loop with objects done and objects in all.
 
         Returns:
             What was found; `VerifyResult.ok` tells whether all is well. Damage is not an exception.
+
+        Raises:
+            UsageError: `data` is given together with one that reads less, or a number is out of range.
         """
         manifests = [await self._store.find(backup) for backup in backups]
-        return await self._store.verify([manifest.id for manifest in manifests], data=data, progress=progress)
+        return await self._store.verify(
+            [manifest.id for manifest in manifests],
+            data=data,
+            older_than=older_than,
+            percent=percent,
+            progress=progress,
+        )
 
     # --- copy ---------------------------------------------------------------------------------------------------------
 

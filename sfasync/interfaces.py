@@ -435,9 +435,15 @@ class BackupStore(Protocol):
         ...
 
     async def verify(
-        self, ids: Sequence[str] = (), *, data: bool = False, progress: Callable[[int, int], None] | None = None
+        self,
+        ids: Sequence[str] = (),
+        *,
+        data: bool = False,
+        older_than: float | None = None,
+        percent: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> VerifyResult:
-        """Check the given backups, or the whole repository; `progress` gets objects done and objects in all."""
+        """Check the given backups, or the whole repository; arguments as of `Engine.verify`."""
         ...
 
 

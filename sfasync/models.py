@@ -544,9 +544,14 @@ class VerifyResult:
         objects: Objects of the repository read.
         blobs: Stored blobs found in place (structure) or read and compared with their digests (data).
         bytes_read: Bytes of the repository read.
-        data: Whether every byte was read, or the structure only.
+        data: Whether bytes were read and compared with their digests, or the structure was looked at only.
         problems: Damage.
         leftovers: Files of interrupted writers and others that belong to no backup; no error.
+        quarantined: Copies of blobs that were known to be bad and are not relied on. They are problems only where a
+            backup needs them.
+        all_read_since: When the longest unread of the packs concerned was last read whole, in seconds since the epoch,
+            this verification included; None if one never was.
+        warnings: What else went wrong, one line each: that the result could not be remembered.
         seconds: Wall seconds.
     """
 
@@ -557,6 +562,9 @@ class VerifyResult:
     data: bool
     problems: tuple[Problem, ...]
     leftovers: tuple[str, ...]
+    quarantined: int
+    all_read_since: float | None
+    warnings: tuple[str, ...]
     seconds: float
 
     @property

@@ -71,6 +71,25 @@ def instant(text: str) -> float:
         ) from None
 
 
+def age(text: str) -> float:
+    """Seconds of a span: ``36h``, ``7d``, ``2w``."""
+    span = _SPAN.fullmatch(text)
+    if span is None:
+        raise click.BadParameter(f"{text!r} is not a span of time (36h, 7d)")
+    return float(int(span[1]) * _SPANS[span[2]])
+
+
+def percentage(text: str) -> float:
+    """More than 0, at most 100, with or without a percent sign."""
+    try:
+        parsed = float(text.removesuffix("%"))
+    except ValueError:
+        parsed = math.nan
+    if not 0 < parsed <= 100:
+        raise click.BadParameter(f"{text!r} is not a percentage, more than 0 and 100 at most")
+    return parsed
+
+
 def distinct(pairs: tuple[tuple[str, str], ...]) -> dict[str, str]:
     """``ID=VALUE`` pairs as a dictionary.
 

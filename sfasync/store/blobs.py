@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from ..errors import IntegrityError, ObjectMissingError
+from collections.abc import Callable
+
+from ..errors import IntegrityError, ObjectMissingError, StorageError
 from ..interfaces import Buffer, ObjectStore
 from .cache import Location
 from .locator import Locator
 from .names import pack_key
 from .objects import damaged
+from .packs import Blob
 from .seal import BlobKind, unseal
 from .tree import content_digest, page_digest
+
+_Failure = tuple[Location, IntegrityError | StorageError]
+BadCopy = Callable[[Location, Blob, IntegrityError | StorageError], None]
+"""Called with where a copy of a blob is, what it should be, and what is wrong with it."""
 
 
 class BlobReader:
@@ -18,11 +25,15 @@ class BlobReader:
     Args:
         store: Where the packs are.
         locator: Knows where in them.
+        on_bad: Told of each copy that could not be read, whether there was another one or not.
     """
 
-    def __init__(self, store: ObjectStore, locator: Locator) -> None:
+    def __init__(
+        self, store: ObjectStore, locator: Locator, on_bad: BadCopy = lambda location, blob, error: None
+    ) -> None:
         self._store = store
         self._locator = locator
+        self._on_bad = on_bad
 
     def read(self, kind: BlobKind, name: bytes, length: int) -> bytes:
         """A blob of `length` bytes.
@@ -43,21 +54,35 @@ class BlobReader:
 
         Raises:
             ObjectMissingError, IntegrityError: As `read`.
+            StorageError: No copy could be read.
         """
-        failure: IntegrityError | None = None
+        failures: list[_Failure] = []
         for prepare in (None, self._locator.sync, self._locator.rebuild_once):
             if prepare is not None:
                 prepare()
-            for location in self._locator.locations(kind, name, len(buffer)):
-                try:
-                    self._read_at(location, kind, name, buffer)
-                except IntegrityError as error:
-                    failure = failure or error
-                else:
-                    return
-        if failure is None:
+            is_read, bad = self._try_all(kind, name, buffer)
+            failures += bad
+            if is_read:
+                break
+        for location, error in bad:
+            self._on_bad(location, Blob(kind, name, len(buffer), location.offset, location.length), error)
+        if is_read:
+            return
+        if not failures:
             raise ObjectMissingError(f"{describe(kind, name)} is in no pack of {self._store.location}")
-        raise failure
+        raise failures[0][1]
+
+    def _try_all(self, kind: BlobKind, name: bytes, buffer: memoryview) -> tuple[bool, list[_Failure]]:
+        """Try one copy after the other; tells whether one was read, and which were not."""
+        failures: list[_Failure] = []
+        for location in self._locator.locations(kind, name, len(buffer)):
+            try:
+                self._read_at(location, kind, name, buffer)
+            except (IntegrityError, StorageError) as error:
+                failures.append((location, error))
+            else:
+                return True, failures
+        return False, failures
 
     def _read_at(self, location: Location, kind: BlobKind, name: bytes, buffer: memoryview) -> None:
         key = pack_key(location.pack)

@@ -1,4 +1,4 @@
-"""A copy of the index in SQLite, for fast look-ups.
+"""A copy of the index, and of the quarantine, in SQLite, for fast look-ups.
 
 It proves nothing: what exists is what the index objects say, and what was relied on is checked against the repository
 before a commit.
@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 from .cachefile import CacheFile, cache_directory
 from .index import IndexReader
+from .names import parse_pack
 from .packs import MAX_SIZE
+from .quarantine import BadObject
 from .seal import BlobKind
 
-_VERSION = 1
+_VERSION = 2
 _BUSY_SECONDS = 60.0
 
 _SCHEMA = """
@@ -24,14 +26,28 @@ CREATE TABLE indexes (number INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE);
 CREATE TABLE superseded (id BLOB NOT NULL, source INTEGER NOT NULL);
 CREATE TABLE packs (
     number INTEGER PRIMARY KEY, source INTEGER NOT NULL, id BLOB NOT NULL, digest BLOB NOT NULL, size INTEGER NOT NULL,
-    class INTEGER NOT NULL, usable INTEGER NOT NULL DEFAULT 1
+    class INTEGER NOT NULL, present INTEGER NOT NULL DEFAULT 1, usable INTEGER NOT NULL DEFAULT 1
 );
 CREATE INDEX packs_by_id ON packs (id);
 CREATE TABLE blobs (
     name BLOB NOT NULL, kind INTEGER NOT NULL, raw INTEGER NOT NULL, pack INTEGER NOT NULL, ordinal INTEGER NOT NULL,
     offset INTEGER NOT NULL, length INTEGER NOT NULL, PRIMARY KEY (name, kind, raw, pack, ordinal)
 ) WITHOUT ROWID;
+CREATE TABLE quarantines (id BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE bad_objects (key TEXT NOT NULL, source BLOB NOT NULL, PRIMARY KEY (key, source)) WITHOUT ROWID;
+CREATE TABLE bad_blobs (
+    pack BLOB NOT NULL, kind INTEGER NOT NULL, name BLOB NOT NULL, raw INTEGER NOT NULL, source BLOB NOT NULL,
+    PRIMARY KEY (pack, kind, name, raw, source)
+) WITHOUT ROWID;
 """
+
+# Of a row of `blobs` joined with its pack: whether that copy is in quarantine. All of a pack is kind 0 without a name.
+QUARANTINED = """(
+    EXISTS (SELECT 1 FROM bad_blobs AS bad WHERE bad.pack = packs.id AND bad.kind = blobs.kind
+            AND bad.name = blobs.name AND bad.raw = blobs.raw)
+    OR EXISTS (SELECT 1 FROM bad_blobs AS bad WHERE bad.pack = packs.id AND bad.kind = 0))"""
+_COPIES = "blobs JOIN packs ON packs.number = blobs.pack"
+_MOST_NAMES = 128
 
 
 class Location(NamedTuple):
@@ -100,21 +116,58 @@ class IndexCache(CacheFile):
             for table, column in (("packs", "source"), ("superseded", "source"), ("indexes", "number")):
                 connection.execute(f"DELETE FROM {table} WHERE {column} = ?", row)  # noqa: S608  # fixed words
 
-    def set_usable(self, packs: Iterable[bytes]) -> None:
-        """Say which packs deduplication may rely on: these, and those that are taken in later."""
+    def set_usable(self, present: Iterable[bytes], doomed: Iterable[bytes] = ()) -> None:
+        """Say which packs are there, and which of them deduplication must not rely on; it may rely on the others, and
+        on those that are taken in later.
+        """
         with self.transaction() as connection:
-            connection.execute("CREATE TEMP TABLE IF NOT EXISTS present (id BLOB PRIMARY KEY) WITHOUT ROWID")
-            connection.execute("DELETE FROM present")
-            connection.executemany("INSERT OR IGNORE INTO present VALUES (?)", ((pack,) for pack in packs))
-            connection.execute("UPDATE packs SET usable = NOT usable WHERE usable != (id IN (SELECT id FROM present))")
+            for table, packs in (("present", present), ("doomed", doomed)):
+                connection.execute(f"CREATE TEMP TABLE IF NOT EXISTS {table} (id BLOB PRIMARY KEY) WITHOUT ROWID")
+                connection.execute(f"DELETE FROM {table}")  # noqa: S608  # fixed words
+                connection.executemany(
+                    f"INSERT OR IGNORE INTO {table} VALUES (?)",  # noqa: S608  # fixed words
+                    ((pack,) for pack in packs),
+                )
+            for column, condition in (
+                ("present", "id IN (SELECT id FROM temp.present)"),
+                ("usable", "id IN (SELECT id FROM temp.present) AND id NOT IN (SELECT id FROM temp.doomed)"),
+            ):
+                connection.execute(f"UPDATE packs SET {column} = NOT {column} WHERE {column} != ({condition})")  # noqa: S608
+
+    # --- following the quarantine -----------------------------------------------------------------------------------
+
+    def quarantines(self) -> set[bytes]:
+        """Ids of the records of damage that are here."""
+        return {row[0] for row in self.rows("SELECT id FROM quarantines")}
+
+    def add_quarantine(self, record: bytes, bad: Iterable[BadObject]) -> None:
+        """Take a record of damage in; does nothing if it is here."""
+        with self.transaction() as connection:
+            if connection.execute("INSERT OR IGNORE INTO quarantines VALUES (?)", (record,)).rowcount == 0:
+                return
+            for damaged in bad:
+                connection.execute("INSERT OR IGNORE INTO bad_objects VALUES (?, ?)", (damaged.key, record))
+                pack = parse_pack(damaged.key)
+                if pack is not None:
+                    rows = [(blob.kind, bytes.fromhex(blob.name), blob.raw) for blob in damaged.blobs or ()]
+                    connection.executemany(
+                        "INSERT OR IGNORE INTO bad_blobs VALUES (?, ?, ?, ?, ?)",
+                        ((pack, *row, record) for row in ([(0, b"", 0)] if damaged.blobs is None else rows)),
+                    )
+
+    def drop_quarantine(self, record: bytes) -> None:
+        """Forget a record of damage."""
+        with self.transaction() as connection:
+            for table, column in (("quarantines", "id"), ("bad_objects", "source"), ("bad_blobs", "source")):
+                connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (record,))  # noqa: S608  # fixed words
 
     # --- look-ups ---------------------------------------------------------------------------------------------------
 
     def usable(self, kind: BlobKind, name: bytes, raw: int) -> bytes | None:
-        """Id of a usable pack that has the blob, or None. About 10 µs."""
+        """Id of a usable pack that has a copy of the blob which is not in quarantine, or None. About 10 µs."""
         rows = self.rows(
-            "SELECT packs.id FROM blobs JOIN packs ON packs.number = blobs.pack"
-            " WHERE name = ? AND kind = ? AND raw = ? AND usable LIMIT 1",
+            f"SELECT packs.id FROM {_COPIES}"  # noqa: S608  # fixed words
+            f" WHERE blobs.name = ? AND blobs.kind = ? AND blobs.raw = ? AND usable AND NOT {QUARANTINED} LIMIT 1",
             (name, kind, raw),
         )
         return _checked_id(rows[0][0]) if rows else None
@@ -126,13 +179,13 @@ class IndexCache(CacheFile):
     def set_unusable(self, pack: bytes) -> None:
         """Let deduplication not rely on a pack, until `set_usable` says otherwise."""
         with self.transaction() as connection:
-            connection.execute("UPDATE packs SET usable = 0 WHERE id = ?", (pack,))
+            connection.execute("UPDATE packs SET present = 0, usable = 0 WHERE id = ?", (pack,))
 
     def locations(self, kind: BlobKind, name: bytes, raw: int) -> list[Location]:
-        """Everywhere the blob is said to be, the usable packs first."""
+        """Everywhere the blob is said to be: the usable packs first, copies in quarantine last."""
         rows = self.rows(
-            "SELECT packs.id, ordinal, offset, length FROM blobs JOIN packs ON packs.number = blobs.pack"
-            " WHERE name = ? AND kind = ? AND raw = ? ORDER BY usable DESC",
+            f"SELECT packs.id, ordinal, offset, length FROM {_COPIES}"  # noqa: S608  # fixed words
+            f" WHERE blobs.name = ? AND blobs.kind = ? AND blobs.raw = ? ORDER BY {QUARANTINED}, usable DESC",
             (name, kind, raw),
         )
         for pack, _, offset, length in rows:
@@ -142,6 +195,38 @@ class IndexCache(CacheFile):
             if not 0 <= offset <= MAX_SIZE - length:
                 raise sqlite3.DatabaseError("a location in the cache is out of range")
         return [Location(*row) for row in rows]
+
+    def impaired(self) -> bool:
+        """Whether some blob has no good copy as far as is known: none in a pack that is there and out of quarantine.
+
+        Takes no time while nothing is known to be bad; else that of looking at every blob that is.
+        """
+        with self.transaction() as connection:
+            lost = "SELECT number FROM packs WHERE NOT present OR id IN (SELECT pack FROM bad_blobs WHERE kind = 0)"
+            suspects = ["SELECT name, kind, raw FROM bad_blobs WHERE kind != 0"]
+            if connection.execute(f"{lost} LIMIT 1").fetchone() is not None:
+                suspects.append(f"SELECT name, kind, raw FROM blobs WHERE pack IN ({lost})")  # noqa: S608  # fixed words
+            return any(
+                connection.execute(
+                    f"SELECT 1 FROM ({suspect}) AS suspect WHERE NOT EXISTS (SELECT 1 FROM {_COPIES}"  # noqa: S608
+                    " WHERE blobs.name = suspect.name AND blobs.kind = suspect.kind AND blobs.raw = suspect.raw"
+                    f" AND present AND NOT {QUARANTINED}) LIMIT 1"
+                ).fetchone()
+                for suspect in suspects
+            )
+
+    def good(self, kind: BlobKind, names: Iterable[bytes]) -> set[tuple[bytes, int]]:
+        """Name and raw length of those blobs, of at most 128 names, that have a good copy as far as is known."""
+        wanted = tuple(names)
+        assert len(wanted) <= _MOST_NAMES, len(wanted)
+        places = ", ".join("?" * len(wanted))
+        return set(
+            self.rows(
+                f"SELECT blobs.name, blobs.raw FROM {_COPIES} WHERE blobs.name IN ({places}) AND blobs.kind = ?"  # noqa: S608
+                f" AND present AND NOT {QUARANTINED}",
+                (*wanted, kind),
+            )
+        )
 
 
 def cache_path(repository: bytes) -> Path | None:

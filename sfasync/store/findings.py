@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from dataclasses import dataclass, field
 
-from ..errors import IntegrityError, RepositoryVersionError, StorageError
+from ..errors import IntegrityError, RepositoryVersionError, SfasyncError, StorageError
 from ..models import Problem
 
 DAMAGE = (IntegrityError, RepositoryVersionError, StorageError)
 """The errors that a verification tells of and goes on after."""
+
+_OF_THE_DEVICE = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
 
 MOST_PROBLEMS = 10_000
 """More problems are counted, not told: a list of every blob of a lost repository helps nobody."""
@@ -31,6 +34,7 @@ class Findings:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._found: dict[tuple[str, int | None], _Found] = {}
+        self._known: dict[str, str] = {}
         self._untold = 0
         self.objects = 0
         self.blobs = 0
@@ -52,17 +56,35 @@ class Findings:
             detail: Which part of the object; None for the object as such. Each has one problem, the first.
         """
         with self._lock:
-            if len(self._found) >= MOST_PROBLEMS:
-                self._untold += 1
-            else:
-                self._found.setdefault((key, detail), _Found(problem))
+            self._add(key, detail, problem)
 
-    def blame(self, key: str, backup: str, *, detail: int | None = None) -> None:
-        """Record that a backup needs what is damaged."""
+    def know(self, key: str, problem: str) -> None:
+        """Note damage of an object as such that is in quarantine: it is told only if some backup needs it."""
+        with self._lock:
+            self._known.setdefault(key, problem)
+
+    def blame(self, key: str, backup: str, *, detail: int | None = None, problem: str = "") -> None:
+        """Record that a backup needs what is damaged.
+
+        Args:
+            key, detail: As of `add`.
+            backup: Its id.
+            problem: What is wrong, if that was not told before: because it is in quarantine.
+        """
         with self._lock:
             found = self._found.get((key, detail)) or self._found.get((key, None))
+            if found is None and key in self._known:
+                found = self._add(key, None, self._known[key])
+            elif found is None and problem:
+                found = self._add(key, detail, problem)
             if found is not None:
                 found.backups.add(backup)
+
+    def _add(self, key: str, detail: int | None, problem: str) -> _Found | None:
+        if len(self._found) >= MOST_PROBLEMS:
+            self._untold += 1
+            return None
+        return self._found.setdefault((key, detail), _Found(problem))
 
     def problems(self) -> tuple[Problem, ...]:
         """Everything found, by object."""
@@ -79,3 +101,9 @@ class Findings:
 def _order(item: tuple[tuple[str, int | None], _Found]) -> tuple[str, int]:
     (key, detail), _ = item
     return key, -1 if detail is None else detail
+
+
+def is_lasting(error: SfasyncError) -> bool:
+    """Whether what could not be read is bad for everybody and for good: not for want of a right, memory or a mount."""
+    cause = error.__cause__
+    return isinstance(error, IntegrityError) or (isinstance(cause, OSError) and cause.errno in _OF_THE_DEVICE)

@@ -1,21 +1,33 @@
-"""Finds blobs: keeps the cache in step with the index objects, and replaces it when it turns out to be damaged."""
+"""Finds blobs: keeps the cache in step with index objects and quarantine, and replaces it when it turns out damaged."""
 
 from __future__ import annotations
 
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from ..errors import IntegrityError, RepositoryVersionError, StorageError
+from ..errors import IntegrityError, ObjectMissingError, RepositoryVersionError, StorageError
 from ..interfaces import ObjectStore
 from .cache import IndexCache, Location, cache_path
 from .cachefile import remove_cache
 from .index import MAX_INDEX, IndexReader
-from .names import INDEX, PACKS, TOMBSTONES, index_key, pack_key, parse_index, parse_pack, parse_tombstone
+from .names import (
+    INDEX,
+    PACKS,
+    QUARANTINE,
+    TOMBSTONES,
+    index_key,
+    pack_key,
+    parse_index,
+    parse_pack,
+    parse_quarantine,
+    parse_tombstone,
+)
 from .objects import ObjectKind, decode
+from .quarantine import read_quarantine
 from .seal import BlobKind
 
 log = logging.getLogger("sfasync")
@@ -61,7 +73,7 @@ class Locator:
             self._cache.close()
 
     def sync(self) -> list[IntegrityError | RepositoryVersionError]:
-        """Take in index objects that are new, drop those that are gone or replaced.
+        """Take in index objects and records of damage that are new, drop those that are gone or replaced.
 
         Returns:
             What was wrong with objects that could not be taken in; the blobs only they know are not found.
@@ -70,8 +82,8 @@ class Locator:
 
     def set_usable(self) -> None:
         """Let deduplication rely on packs that are there and are not about to go, and on no others."""
-        usable = usable_packs(self._store)
-        self._use(lambda cache: cache.set_usable(usable))
+        present, doomed = _present_packs(self._store), _doomed_packs(self._store)
+        self._use(lambda cache: cache.set_usable(present, doomed))
         self._whole.clear()
 
     def usable(self, kind: BlobKind, name: bytes, raw: int) -> bytes | None:
@@ -89,6 +101,14 @@ class Locator:
                 self._whole.add(pack)
                 return pack
             self._leave_out(pack, trouble)
+
+    def impaired(self) -> bool:
+        """Whether backups may need what has no good copy, as far as is known."""
+        return self._use(lambda cache: cache.impaired())
+
+    def good(self, kind: BlobKind, names: Iterable[bytes]) -> set[tuple[bytes, int]]:
+        """Name and raw length of those blobs, of at most 128 names, that have a good copy as far as is known."""
+        return self._use(lambda cache: cache.good(kind, names))
 
     def locations(self, kind: BlobKind, name: bytes, raw: int) -> list[Location]:
         """Everywhere the blob is said to be."""
@@ -117,17 +137,34 @@ class Locator:
         listed = {index for key in self._store.list(INDEX) if (index := parse_index(key)) is not None}
         for index in cache.loaded() - listed:
             cache.drop(index)
-        damaged: list[IntegrityError | RepositoryVersionError] = []
+        damaged: dict[bytes, IntegrityError | RepositoryVersionError] = {}
         for index in sorted(listed - cache.loaded() - cache.superseded()):
             try:
                 cache.add(index, self._read(index))
             except (IntegrityError, RepositoryVersionError) as error:
-                if not self._private:
-                    log.warning("an index object is left out: %s", error)
-                damaged.append(error)
+                damaged[index] = error
         for index in cache.loaded() & cache.superseded():
             cache.drop(index)
-        return damaged
+        wrong = [error for index, error in damaged.items() if index not in cache.superseded()]
+        wrong += self._sync_quarantine(cache)
+        if not self._private:
+            for what in wrong:
+                log.warning("an object is left out: %s", what)
+        return wrong
+
+    def _sync_quarantine(self, cache: IndexCache) -> list[IntegrityError | RepositoryVersionError]:
+        listed = {record for key in self._store.list(QUARANTINE) if (record := parse_quarantine(key)) is not None}
+        for record in cache.quarantines() - listed:
+            cache.drop_quarantine(record)
+        wrong: list[IntegrityError | RepositoryVersionError] = []
+        for record in sorted(listed - cache.quarantines()):
+            try:
+                cache.add_quarantine(record, read_quarantine(self._store, self._repository, record).objects)
+            except ObjectMissingError:
+                continue  # somebody found all of it good again
+            except (IntegrityError, RepositoryVersionError) as error:
+                wrong.append(error)
+        return wrong
 
     def _leave_out(self, pack: bytes, trouble: str) -> None:
         log.warning("a pack cannot be relied on, what this backup needs of it is stored again: %s", trouble)
@@ -209,5 +246,13 @@ def usable_packs(store: ObjectStore) -> set[bytes]:
     """Packs that are there and are not about to go. Tombstones are listed last: what has none then is safe from those
     who look for sessions after they wrote one.
     """
-    present = {pack for key in store.list(PACKS) if (pack := parse_pack(key)) is not None}
-    return present - {parse_tombstone(key) for key in store.list(TOMBSTONES)}
+    present = _present_packs(store)
+    return present - _doomed_packs(store)
+
+
+def _present_packs(store: ObjectStore) -> set[bytes]:
+    return {pack for key in store.list(PACKS) if (pack := parse_pack(key)) is not None}
+
+
+def _doomed_packs(store: ObjectStore) -> set[bytes]:
+    return {pack for key in store.list(TOMBSTONES) if (pack := parse_tombstone(key)) is not None}

@@ -9,6 +9,8 @@
     domains/default/sessions/<vm>.<seq>, and <vm>.<seq>.end
     domains/default/annotations/<vm>/<seq>.<number>  32, 16 and 8 hex digits
     domains/default/journals/<vm>.<seq>.<number>     32, 16 and 16 hex digits
+    domains/default/checks/…            32 hex digits, random
+    domains/default/quarantine/…        32 hex digits, random
     domains/default/tombstones/…        id of a pack that is about to go
 """
 
@@ -30,6 +32,8 @@ BACKUPS = _BASE + "backups/"
 SESSIONS = _BASE + "sessions/"
 ANNOTATIONS = _BASE + "annotations/"
 JOURNALS = _BASE + "journals/"
+CHECKS = _BASE + "checks/"
+QUARANTINE = _BASE + "quarantine/"
 TOMBSTONES = _BASE + "tombstones/"
 
 LAST_SEQ = 2**52
@@ -45,6 +49,8 @@ _BACKUP = re.compile(rf"{re.escape(BACKUPS)}{_ID}/{_SEQ}")
 _SESSION = re.compile(rf"{re.escape(SESSIONS)}{_ID}\.{_SEQ}(\.end)?")
 _ANNOTATION = re.compile(rf"{re.escape(ANNOTATIONS)}{_ID}/{_SEQ}\.([0-9a-f]{{8}})")
 _JOURNAL = re.compile(rf"{re.escape(JOURNALS)}{_ID}\.{_SEQ}\.{_SEQ}")
+_CHECK = re.compile(rf"{re.escape(CHECKS)}{_ID}")
+_QUARANTINE = re.compile(rf"{re.escape(QUARANTINE)}{_ID}")
 _TOMBSTONE = re.compile(rf"{re.escape(TOMBSTONES)}{_ID}")
 
 
@@ -106,6 +112,14 @@ def journal_key(vm: str, seq: int, number: int) -> str:
     return f"{JOURNALS}{vm}.{seq:016x}.{number:016x}"
 
 
+def check_key(check: bytes) -> str:
+    return CHECKS + check.hex()
+
+
+def quarantine_key(record: bytes) -> str:
+    return QUARANTINE + record.hex()
+
+
 def parse_pack(key: str) -> bytes | None:
     """The id of the pack that a key names, or None if it names none; as the functions below."""
     match = _PACK.fullmatch(key)
@@ -121,6 +135,16 @@ def parse_index(key: str) -> bytes | None:
 
 def parse_tombstone(key: str) -> bytes | None:
     match = _TOMBSTONE.fullmatch(key)
+    return bytes.fromhex(match[1]) if match else None
+
+
+def parse_check(key: str) -> bytes | None:
+    match = _CHECK.fullmatch(key)
+    return bytes.fromhex(match[1]) if match else None
+
+
+def parse_quarantine(key: str) -> bytes | None:
+    match = _QUARANTINE.fullmatch(key)
     return bytes.fromhex(match[1]) if match else None
 
 

@@ -47,6 +47,8 @@ class ObjectKind(IntEnum):
     END = 7
     ANNOTATION = 8
     JOURNAL = 9
+    CHECK = 10
+    QUARANTINE = 11
 
 
 class Head(NamedTuple):

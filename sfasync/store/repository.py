@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import secrets
 import time
@@ -46,7 +47,7 @@ from .resume import reclaim, unfinished
 from .seal import BlobKind
 from .session import Session, claim
 from .tree import CHUNK_SIZES, ZERO
-from .verify import Verification
+from .verify import Reading, Verification
 
 _CLOSERS = 2
 _SCRIBES = 1  # not among the closers, for which it waits
@@ -330,23 +331,34 @@ class Repository:
         return await self._workers.run(self._blobs.read, BlobKind.FILE, digest, record.size)
 
     async def verify(
-        self, ids: Sequence[str] = (), *, data: bool = False, progress: Callable[[int, int], None] | None = None
+        self,
+        ids: Sequence[str] = (),
+        *,
+        data: bool = False,
+        older_than: float | None = None,
+        percent: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> VerifyResult:
-        """Check the given backups, or the whole repository, without changing anything.
+        """Check the given backups, or the whole repository.
 
-        Damage is in the result, not an exception. Cancelling stops it soon.
+        Damage is in the result, not an exception. What was read and what was found bad is recorded in the repository;
+        if that fails, there is a warning in the result. Cancelling stops it soon, and records nothing.
 
         Args:
             ids: Whole ids of backups; none for everything, left-overs included.
             data: Read every byte of every file concerned and recompute all digests.
+            older_than: Read, as with `data`, only what no verification has read for so many seconds.
+            percent: Read, as with `data`, so much of the bytes concerned, what is longest unread first.
             progress: Called on the loop with objects done and objects in all.
 
         Raises:
+            UsageError: `data` is given together with one that reads less, or a number is out of range.
             BackupNotFoundError: An id is unknown.
             StorageError: The repository cannot be read.
         """
         self._require_open()
-        verification = Verification(self._records, self.chunk_size, ids, data=data)
+        reading = _reading(data, older_than, percent)
+        verification = Verification(self._records, self.chunk_size, ids, reading)
         return await verification.run(self._workers.count, progress)
 
     # --- in a thread --------------------------------------------------------------------------------------------------
@@ -415,6 +427,23 @@ def _check_text(what: str, text: str) -> None:
     """
     if len(text.encode("utf-8", "surrogatepass")) > _MAX_TEXT or not text.isprintable():
         raise UsageError(f"the {what} must be one line of printable text, {_MAX_TEXT} bytes at most")
+
+
+def _reading(data: bool, older_than: float | None, percent: float | None) -> Reading:
+    """What a verification is to read.
+
+    Raises:
+        UsageError: As of `Repository.verify`.
+    """
+    if older_than is None and percent is None:
+        return Reading(data=data)
+    if data:
+        raise UsageError("verification of all data reads everything; ask for that, or for a part of it")
+    if older_than is not None and not 0 <= older_than < math.inf:
+        raise UsageError(f"what was read more than {older_than} seconds ago cannot be found")
+    if percent is not None and not 0 < percent <= 100:
+        raise UsageError(f"{percent} percent of a repository cannot be read: give more than 0, and 100 at most")
+    return Reading(data=True, older_than=older_than, percent=100.0 if percent is None else percent)
 
 
 def _local_path(location: str | os.PathLike[str]) -> Path:

@@ -1,8 +1,10 @@
 """Verification: whether all that backups need is there and, if asked for, whether every byte is what was written.
 
-It changes nothing and believes nothing that was remembered: the index is read anew into a private table, packs are read
-from their first byte to their last. Memory does not grow with the repository, but for the names of objects and the
-damage that is found.
+It believes nothing good that was remembered: the index is read anew into a private table, packs are read from their
+first byte to their last. Only who asks for a part of the packs gets those that nobody has read for long. Memory does
+not grow with the repository, but for the names of objects and the damage that is found.
+
+What was read, and what was found bad, is recorded in the repository, as far as it can be written; nothing else changes.
 
 Places of backups are listed first, then the index, then the packs: what a writer at work adds meanwhile is more than
 the listed backups need, never less.
@@ -14,25 +16,29 @@ import asyncio
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from ..errors import BackupNotFoundError, ObjectMissingError, printable
+from ..errors import BackupNotFoundError, ObjectMissingError, RepositoryVersionError, StorageError, printable
 from ..models import VerifyResult
 from ..workers import Workers, settled
 from .annotations import gaps, is_lost
 from .blobs import BlobReader
 from .cache import Location
+from .checks import Check, Checks, Scope
 from .codec import MAX_OBJECT, decode_configuration
 from .findings import DAMAGE, Findings
 from .index import IndexPack
 from .journal import read_journal
 from .locator import Locator
 from .names import (
+    CHECKS,
     CONFIG,
     INDEX,
+    QUARANTINE,
     Annotated,
     JournalPlace,
     Numbered,
@@ -43,14 +49,17 @@ from .names import (
     pack_key,
     parse_annotation,
     parse_backup,
+    parse_check,
     parse_end,
     parse_index,
     parse_journal,
     parse_pack,
+    parse_quarantine,
     parse_session,
     session_key,
 )
-from .objects import ObjectKind, decode
+from .objects import ObjectKind, check_writable, decode
+from .quarantine import lift_quarantine, put_quarantine
 from .records import Records
 from .scrub import Scrubber
 from .walk import BackupWalk, Stopped
@@ -60,6 +69,45 @@ _T = TypeVar("_T")
 _REPORT_SECONDS = 0.1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a verification reads of packs.
+
+    Attributes:
+        data: Whether it reads any; otherwise it looks whether they are there.
+        older_than: Only those that nobody has read for so many seconds; None for all.
+        percent: Only so much of the bytes concerned, of packs that are longest unread; above 0, at most 100.
+    """
+
+    data: bool = False
+    older_than: float | None = None
+    percent: float = 100.0
+
+    def of(self, packs: Sequence[tuple[IndexPack, float]], now: float) -> set[bytes]:
+        """Ids of the packs to read.
+
+        Args:
+            packs: Those concerned with the time when each was read last, those longest unread first.
+            now: Seconds since the epoch.
+        """
+        if not self.data:
+            return set()
+        wanted = sum(pack.size for pack, _ in packs) * self.percent / 100
+        chosen: set[bytes] = set()
+        size = 0
+        for pack, read in packs:
+            if size >= wanted or (self.older_than is not None and read > now - self.older_than):
+                break
+            chosen.add(pack.id)
+            size += pack.size
+        return chosen
+
+    @property
+    def whole(self) -> bool:
+        """Whether it reads all packs concerned, whatever was read before."""
+        return self.data and self.older_than is None and self.percent == 100.0
+
+
 class Verification:
     """Verifies a repository once.
 
@@ -67,21 +115,35 @@ class Verification:
         records: Reads its small objects.
         chunk_size: Of the repository.
         ids: Ids of the backups to verify; none for everything.
-        data: Whether to read every byte.
+        reading: What to read of their packs.
+        remember: Whether to record what was read, and what was found bad.
     """
 
-    def __init__(self, records: Records, chunk_size: int, ids: Collection[str], *, data: bool) -> None:
+    def __init__(
+        self, records: Records, chunk_size: int, ids: Collection[str], reading: Reading, *, remember: bool = True
+    ) -> None:
         self._records = records
         self._store = records.store
         self._chunk_size = chunk_size
         self._ids = frozenset(ids)
-        self._data = data
+        self._reading = reading
+        self._remembers = remember
+        self._unwritable: str | None = f"{CONFIG} cannot be read"
+        self._time = round(time.time(), 3)
         self._stopped = threading.Event()
         self._findings = Findings()
         self._leftovers: list[str] = []
         self._annotations: defaultdict[Numbered, list[str]] = defaultdict(list)
         self._locator = Locator(records.store, records.repository, private=True)
-        self._blobs = BlobReader(records.store, self._locator)
+        self._blobs = BlobReader(
+            records.store,
+            self._locator,
+            lambda *bad: self._scrubber.note_bad(*bad),  # there is one before blobs are read
+        )
+        self._scrubber: Scrubber
+        self._checks: Checks
+        self._concerned: set[bytes] = set()  # packs that were looked at
+        self._last: dict[str, int] = {}  # the highest number of each VM, as far as it can be known
         self._lock = threading.Lock()
         self._done = self._total = 0
         self._told = 0.0
@@ -112,18 +174,23 @@ class Verification:
         began = time.monotonic()
         try:
             backups = self._check_some(workers, threads) if self._ids else self._check_all(workers, threads)
+            problems = self._findings.problems()
+            warnings = self._remember(len(problems)) if self._remembers else ()
+            return VerifyResult(
+                backups=backups,
+                objects=self._findings.objects,
+                blobs=self._findings.blobs,
+                bytes_read=self._findings.bytes_read,
+                data=self._reading.data,
+                problems=problems,
+                leftovers=tuple(sorted(printable(name) for name in self._leftovers)),
+                quarantined=self._scrubber.known_copies(),
+                all_read_since=self._all_read_since(),
+                warnings=warnings,
+                seconds=time.monotonic() - began,
+            )
         finally:
             self._locator.close()
-        return VerifyResult(
-            backups=backups,
-            objects=self._findings.objects,
-            blobs=self._findings.blobs,
-            bytes_read=self._findings.bytes_read,
-            data=self._data,
-            problems=self._findings.problems(),
-            leftovers=tuple(sorted(printable(name) for name in self._leftovers)),
-            seconds=time.monotonic() - began,
-        )
 
     def _check_all(self, workers: Workers, threads: int) -> int:
         places = self._records.numbered()
@@ -137,39 +204,57 @@ class Verification:
         self._check_journals(filter(None, map(parse_journal, keys)))
         self._check_manifests(places)
         self._check_annotations(list(filter(None, map(parse_annotation, keys))))
-        scrubber = self._read_index()
-        packs = scrubber.packs()
-        self._check_packs(packs, scrubber, workers, threads)
+        self._read_index()
+        self._read_checks()
+        packs = self._scrubber.packs()
+        self._check_packs({pack.id for pack in packs}, workers, threads)
         unindexed = set(filter(None, map(parse_pack, keys))) - {pack.id for pack in packs}
-        self._check_unindexed(unindexed, scrubber, live=live)
-        return self._walk(places, scrubber.is_good, self._findings)
+        self._check_unindexed(unindexed, live=live)
+        count, blobs = self._walk(places, self._scrubber.is_good)
+        if not self._reading.data:
+            self._findings.count(blobs=blobs)
+        self._note_last(places)
+        return count
 
     def _check_some(self, workers: Workers, threads: int) -> int:
-        """As `_check_all`, for what some backups need; a first walk finds out which packs that is."""
-        places = self._places_of_ids()
+        """As `_check_all`, for what some backups need; walks find out which packs that is.
+
+        Where a copy is bad there may be another one, in a pack that was not looked at before.
+        """
+        all_places = self._records.numbered()
+        places = self._places_of_ids(all_places)
         self._total = 1 + len(places)
         self._check_configuration()
         self._check_manifests(places)
         wanted = set(places)
         self._check_annotations([place for place in self._records.annotated() if Numbered(*place[:2]) in wanted])
-        scrubber = self._read_index()
+        self._read_index()
+        self._read_checks()
         touched: set[bytes] = set()
 
         def touch(location: Location) -> bool:
+            if location.pack in self._concerned:
+                return self._scrubber.is_good(location)
             touched.add(location.pack)
             return True
 
-        self._walk(places, touch, Findings())
-        packs = [pack for pack in scrubber.packs() if pack.id in touched]
-        self._total += len(packs)
-        self._check_packs(packs, scrubber, workers, threads)
-        return self._walk(places, scrubber.is_good, self._findings)
+        while True:
+            touched.clear()
+            count, blobs = self._walk(places, touch)
+            if not touched:
+                break
+            self._total += len(touched)
+            self._check_packs(touched, workers, threads)
+        if not self._reading.data:
+            self._findings.count(blobs=blobs)
+        self._note_last(all_places)
+        return count
 
-    def _places_of_ids(self) -> list[Numbered]:
+    def _places_of_ids(self, all_places: Iterable[Numbered]) -> list[Numbered]:
         """The places of the backups asked for."""
         places = {
             manifest.id: place
-            for place in self._records.numbered()
+            for place in all_places
             for manifest in self._records.manifests([place])
             if manifest.id in self._ids
         }
@@ -183,6 +268,12 @@ class Verification:
         def check() -> None:
             data = self._store.get(CONFIG, limit=MAX_OBJECT)
             decode_configuration(decode(data, CONFIG, self._records.repository, ObjectKind.CONFIG).payload, CONFIG)
+            try:
+                check_writable(data, CONFIG)
+            except RepositoryVersionError as error:
+                self._unwritable = str(error)
+            else:
+                self._unwritable = None
 
         self._check_object(CONFIG, check)
 
@@ -247,43 +338,61 @@ class Verification:
 
     # --- index and packs ----------------------------------------------------------------------------------------------
 
-    def _read_index(self) -> Scrubber:
-        for error in self._locator.sync():
-            self._findings.add(error.path or INDEX, str(error))
-        for key in self._store.list(INDEX):
-            if parse_index(key) is not None:
+    def _read_index(self) -> None:
+        wrong = self._locator.sync()
+        self._scrubber = Scrubber(self._store, self._records.repository, self._locator.cache, self._findings)
+        self._checks = Checks(self._store, self._records.repository, self._locator.cache, self._time)
+        for error in wrong:
+            if not self._scrubber.is_known(error.path or INDEX):
+                self._findings.add(error.path or INDEX, str(error))
+        for key in (*self._store.list(INDEX), *self._store.list(QUARANTINE)):
+            if parse_index(key) is not None or parse_quarantine(key) is not None:
                 with suppress(*DAMAGE):  # told already, by the locator
                     self._findings.count(bytes_read=self._store.size(key))
                 self._step()
-        return Scrubber(self._store, self._records.repository, self._locator.cache, self._findings)
 
-    def _check_packs(self, packs: Iterable[IndexPack], scrubber: Scrubber, workers: Workers, threads: int) -> None:
+    def _read_checks(self) -> None:
+        def load(key: str) -> None:
+            for vm, seq in self._checks.load(key).last.items():
+                self._last[vm] = max(seq, self._last.get(vm, 0))
+
+        for key in self._store.list(CHECKS):
+            if parse_check(key) is not None and not self._scrubber.is_known(key):
+                self._check_object(key, partial(load, key))
+
+    def _check_packs(self, ids: Collection[bytes], workers: Workers, threads: int) -> None:
+        """Check packs of the index, and read those of them that are to be read."""
+        packs = [(pack, read) for pack, read in self._checks.longest_unread() if pack.id in ids]
+        chosen = self._reading.of(packs, self._time)
+        self._concerned.update(ids)
+
         def check(pack: IndexPack) -> None:
-            scrubber.check_presence(pack)
-            if self._data and scrubber.is_there(pack):
-                scrubber.check_bytes(pack)
+            self._scrubber.check_presence(pack)
+            if pack.id in chosen and self._scrubber.is_there(pack):
+                self._scrubber.check_bytes(pack)
 
-        self._each(packs, check, workers, threads)
+        self._each([pack for pack, _ in packs], check, workers, threads)
+        self._checks.note(self._scrubber.read, self._time)
 
-    def _check_unindexed(self, packs: Iterable[bytes], scrubber: Scrubber, *, live: bool) -> None:
+    def _check_unindexed(self, packs: Iterable[bytes], *, live: bool) -> None:
         """Packs in no index: a live session's, or left over by a dead one."""
         for pack in packs:
             self._stop_if_asked()
             if not live:
                 self._leftovers.append(pack_key(pack))
-            if self._data:
-                scrubber.check_unindexed(pack)
+            if self._reading.whole:
+                self._scrubber.check_unindexed(pack)
             self._step()
 
-    def _walk(self, places: Iterable[Numbered], is_good: Callable[[Location], bool], findings: Findings) -> int:
-        """Walk the backups in these places; returns how many there are."""
+    def _walk(self, places: Iterable[Numbered], is_good: Callable[[Location], bool]) -> tuple[int, int]:
+        """Walk the backups in these places; returns how many there are, and how many blobs are in place."""
         walk = BackupWalk(
             self._records.repository,
             self._chunk_size,
             locator=self._locator,
             blobs=self._blobs,
             is_good=is_good,
-            findings=findings,
+            findings=self._findings,
             stopped=self._stopped,
         )
         count = 0
@@ -291,11 +400,39 @@ class Verification:
             for manifest in self._records.manifests([place]):
                 walk.check(manifest)
                 for key in self._annotations.get(place, ()):
-                    findings.blame(key, manifest.id)
+                    self._findings.blame(key, manifest.id)
                 count += 1
-        if not self._data:
-            findings.count(blobs=walk.blobs)
-        return count
+        return count, walk.blobs
+
+    # --- what is remembered -------------------------------------------------------------------------------------------
+
+    def _note_last(self, places: Iterable[Numbered]) -> None:
+        for vm, seq in places:
+            self._last[vm] = max(seq, self._last.get(vm, 0))
+
+    def _all_read_since(self) -> float | None:
+        """When the longest unread pack concerned was read; now, where there is none."""
+        times = (read for pack, read in self._checks.longest_unread() if pack.id in self._concerned)
+        return next(times, self._time) or None
+
+    def _remember(self, problems: int) -> tuple[str, ...]:
+        """Record damage, then what was read. A repository that cannot be written is none the worse for being read.
+
+        Returns:
+            Why that failed, if it did.
+        """
+        whole = self._reading.whole and not self._ids
+        scope = Scope.EVERYTHING if whole else Scope.SOME if self._scrubber.read else Scope.STRUCTURE
+        check = Check(self._time, scope, problems, self._scrubber.read, self._last)
+        why = self._unwritable
+        if why is None:
+            try:
+                put_quarantine(self._store, self._records.repository, self._scrubber.new_damage())
+                lift_quarantine(self._store, self._records.repository, self._scrubber.is_sound)
+                self._checks.put(check)
+            except StorageError as error:
+                why = str(error)
+        return () if why is None else (f"the result is not remembered: {why}",)
 
     # --- threads and progress -----------------------------------------------------------------------------------------
 
@@ -347,6 +484,7 @@ def _is_ours(key: str) -> bool:
     """Whether a key is one that this version writes."""
     parsers: tuple[Callable[[str], object], ...] = (
         *(parse_pack, parse_index, parse_backup, parse_annotation, parse_session, parse_end, parse_journal),
+        *(parse_check, parse_quarantine),
     )
     return key == CONFIG or any(parse(key) is not None for parse in parsers)
 

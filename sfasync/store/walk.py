@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ..errors import IntegrityError, StorageError
 from ..models import DiskRecord, Manifest
-from .blobs import BlobReader
+from .blobs import BlobReader, describe
 from .cache import Location
 from .findings import Findings
 from .locator import Locator
@@ -113,24 +113,27 @@ class BackupWalk:
             return None
         try:
             page = self._blobs.read(BlobKind.PAGE, digest, length)
-        except (IntegrityError, StorageError) as error:
-            location = self._locator.locations(BlobKind.PAGE, digest, length)[0]
-            self._findings.add(pack_key(location.pack), str(error), detail=location.ordinal)
-            self._findings.blame(pack_key(location.pack), self._backup, detail=location.ordinal)
+        except (IntegrityError, StorageError):  # what was wrong with each copy has been told
+            self._blame(BlobKind.PAGE, digest, length)
             return None
         self._findings.count(bytes_read=length)
         return page
 
     def _has(self, kind: BlobKind, name: bytes, length: int) -> bool:
         """Whether a blob is in place somewhere; tells who needs it if it is not."""
-        locations = self._locator.locations(kind, name, length)
-        for location in locations:
+        for location in self._locator.locations(kind, name, length):
             if self._is_good(location):
                 self.blobs += 1
                 return True
+        self._blame(kind, name, length)
+        return False
+
+    def _blame(self, kind: BlobKind, name: bytes, length: int) -> None:
+        """Tell who needs a blob of which no copy is good."""
+        locations = self._locator.locations(kind, name, length)
         for location in locations:
-            self._findings.blame(pack_key(location.pack), self._backup, detail=location.ordinal)
+            problem = f"{describe(kind, name)} was found damaged earlier, and there is no good copy of it"
+            self._findings.blame(pack_key(location.pack), self._backup, detail=location.ordinal, problem=problem)
         if not locations:
             self._findings.add(INDEX, "blobs that backups need are in no index object")
             self._findings.blame(INDEX, self._backup)
-        return False
