@@ -1,5 +1,7 @@
 """Certificates for test servers and clients, made afresh by a private authority."""
 
+import ssl
+import warnings
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -47,6 +49,23 @@ def make_certificates(
     if self_signed:
         _sign_itself(directory / "server-cert.pem", directory / "server-key.pem")
     return directory
+
+
+def server_context(certificates: Path) -> ssl.SSLContext:
+    """What a server in a test speaks TLS with."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "server-cert.pem", certificates / "server-key.pem")
+    return context
+
+
+def old_context(context: ssl.SSLContext) -> ssl.SSLContext:
+    """The same, for TLS 1.1, which OpenSSL and Python both advise against."""
+    context.set_ciphers("ALL:PSK:@SECLEVEL=0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = ssl.TLSVersion.TLSv1_1
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+    return context
 
 
 def _sign_itself(certificate: Path, private_key: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ssl
 import struct
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from sfasync.errors import SfasyncError, TlsError
 from sfasync.models import ExportAddress, TlsPolicy, TlsStyle
 from sfasync.transport.export import open_export
 
-from ..support.certificates import make_certificates
+from ..support.certificates import make_certificates, old_context, server_context
 from ..support.honest import Honest, content, honest
 
 EXPORT = "the-name-of-the-export"
@@ -125,22 +124,6 @@ async def test_a_server_without_tls_hears_no_name(certificates: Path) -> None:
     async with honest() as server:
         policy = TlsPolicy(ca_file=certificates / "ca-cert.pem")
         await refuse(server, server.address(policy, export=EXPORT), "does not start TLS: not supported")
-
-
-def server_context(certificates: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificates / "server-cert.pem", certificates / "server-key.pem")
-    return context
-
-
-def old_context(context: ssl.SSLContext) -> ssl.SSLContext:
-    """The same, for TLS 1.1, which OpenSSL and Python both advise against."""
-    context.set_ciphers("ALL:PSK:@SECLEVEL=0")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        context.minimum_version = ssl.TLSVersion.TLSv1_1
-        context.maximum_version = ssl.TLSVersion.TLSv1_1
-    return context
 
 
 # --- pre-shared keys -------------------------------------------------------------------------------------------------
