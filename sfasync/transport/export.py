@@ -226,6 +226,7 @@ class Export:
             NbdError, TlsError: The connection is lost.
         """
         view = memoryview(buffer).cast("B")
+        del buffer  # whoever keeps the traceback of an error would keep it
         try:
             self._check_readable(offset, view)
             for _ in range(self._retry.attempts):
@@ -256,6 +257,7 @@ class Export:
             UsageError, NbdError, TlsError: As `read_into`.
         """
         view = memoryview(buffer).cast("B")
+        del buffer  # whoever keeps the traceback of an error would keep it
         try:
             self._check_readable(offset, view)
             bad: list[Extent] = []
@@ -298,6 +300,7 @@ class Export:
             NbdError, TlsError: The connection is lost for good; what was written is not known.
         """
         view = memoryview(data).cast("B")
+        del data
         try:
             self._check_writable("write", offset, len(view))
             await self._write(self._pieces(const.CMD_WRITE, offset, view, self._fua(fua)))

@@ -38,9 +38,14 @@ def sent(session: Session, kind: int, offset: int = 0, length: int = 4096, flags
     return command
 
 
-def feed(session: Session, stream: bytes, cuts: Iterable[int] = ()) -> list[Command]:
-    """Feed a server's words in pieces of the given sizes, then all the rest; gives what was finished, in order."""
-    finished = []
+def feed(
+    session: Session, stream: bytes, cuts: Iterable[int] = (), finished: list[Command] | None = None
+) -> list[Command]:
+    """Feed a server's words in pieces of the given sizes, then all the rest; gives what was finished, in order.
+
+    In a list of the caller's that is there as well when a violation ends it.
+    """
+    finished = [] if finished is None else finished
     sizes = iter(cuts)
     while stream:
         buffer = session.next_buffer()
@@ -165,9 +170,9 @@ def test_damage_gives_only_the_protocol_error(
     commands = [read(session, offset, length)[0] for offset, length in reads]
     at = draw.draw(st.integers(0, len(stream) - 1))
     damage = draw.draw(st.binary(min_size=1, max_size=24))
-    finished = []
+    finished: list[Command] = []
     with contextlib.suppress(RemoteProtocolError):
-        finished += feed(session, (stream[:at] + damage + stream[at + len(damage) :])[: len(stream)], cuts)
+        feed(session, (stream[:at] + damage + stream[at + len(damage) :])[: len(stream)], cuts, finished)
     finished += session.fail(ConnectionLostError("over"))
     assert sorted(finished, key=id) == sorted(commands, key=id), "each command ends exactly once"
     assert all(command.state in (State.DONE, State.FAILED) for command in commands)

@@ -512,9 +512,10 @@ async def test_nothing_is_kept_of_what_failed(tmp_path: Path) -> None:
     with ExitStack() as stack:
         async with await open_export(bad_sector_by_eio(stack, tmp_path), retry=QUICK) as export:
             buffer = bytearray(MiB)
-            with pytest.raises(BadBlockError):
+            with pytest.raises(BadBlockError) as caught:
                 await export.read_into(3 * MiB, memoryview(buffer))
             buffer.append(0)  # fails while a view of it is alive
+            assert caught.tb is not None
 
 
 def test_the_proxy_is_not_in_the_way() -> None:
