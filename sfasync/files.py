@@ -8,15 +8,18 @@ here tries again.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from pathlib import Path
 
 from .errors import NoSpaceError, StorageError, SystemLimitError, TargetRefusedError, printable, system_limit
 from .interfaces import Buffer
-from .units import KiB
+from .units import KiB, MiB
 
 PAGE = 4 * KiB
 """Memory, offset and length of a direct write are multiples of it; no disk asks for more."""
+
+_GATHERED = MiB  # of a new file, for one direct write
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -59,16 +62,65 @@ def _what_is_missing(file_system: int, needed: int) -> str:
     return f"; at least {missing} bytes are missing" if missing > 0 else ""
 
 
-def write_all(fd: int, data: Buffer) -> None:
-    """Write every byte at the descriptor's position; the kernel may take them in several portions.
+class FileWriter:
+    """Writes a new file from its beginning, past the page cache where the file system takes it.
 
-    Raises:
-        OSError: As of write(2).
+    What comes is gathered in memory at a page boundary; only the end of the file goes through the page cache. Through
+    the cache 1 GiB took 1.6 s with its fsync on a machine where it takes 0.6 s past it, and a tenth of a backup's CPU.
+    Small files cost what they cost before. Not for several threads at once.
+
+    Args:
+        fd: An empty file, open for writing; stays the caller's.
+
+    Attributes:
+        position: Bytes that were given to it.
     """
-    view = memoryview(data).cast("B")
-    written = 0
-    while written < len(view):
-        written += os.write(fd, view[written:])
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._direct: int | None = None
+        self._memory = memoryview(mmap.mmap(-1, _GATHERED, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        self._gathered = 0
+        self._written = 0
+        self.position = 0
+
+    def write(self, data: Buffer) -> None:
+        """Take the bytes that come next; not touched after the return.
+
+        Raises:
+            OSError: As of pwrite(2), for these bytes or for earlier ones.
+        """
+        view = memoryview(data).cast("B")
+        self.position += len(view)
+        while len(view):
+            part = view[: _GATHERED - self._gathered]
+            self._memory[self._gathered : self._gathered + len(part)] = part
+            self._gathered += len(part)
+            view = view[len(part) :]
+            if self._gathered == _GATHERED:
+                self._direct = reopen_direct(self._fd) if self._written == 0 else self._direct
+                self.flush()
+
+    def flush(self) -> None:
+        """Hand everything to the file system; nothing is durable yet. Nothing can be written after it.
+
+        Raises:
+            OSError: As of pwrite(2).
+        """
+        write_at(self._fd, self._written, self._memory[: self._gathered], direct=self._direct)
+        self._written += self._gathered
+        self._gathered = 0
+
+    def missing(self) -> int:
+        """Bytes that were given to it and that the file does not have."""
+        return self.position - os.fstat(self._fd).st_size
+
+    def close(self) -> None:
+        """Give back what it holds, and write nothing; idempotent."""
+        direct, self._direct = self._direct, None
+        if direct is not None:
+            os.close(direct)
+        self._memory.release()
 
 
 def read_at(fd: int, offset: int, buffer: memoryview) -> int:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sfasync import files
 from sfasync.errors import NoSpaceError, StorageError, TargetRefusedError
-from sfasync.units import KiB
+from sfasync.units import KiB, MiB
 
 GRAIN = 4 * KiB  # blocks of the file system below the temporary directory
 
@@ -67,15 +67,69 @@ def test_storage_error(code: int, kind: type[StorageError]) -> None:
 
 def test_short_writes_and_reads_go_on(file: int, monkeypatch: pytest.MonkeyPatch) -> None:
     content = os.urandom(10_000)
-    pwrite, write, preadv = os.pwrite, os.write, os.preadv
+    pwrite, preadv = os.pwrite, os.preadv
     monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:999], offset))
-    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:999]))
     monkeypatch.setattr(os, "preadv", lambda fd, views, offset: preadv(fd, [views[0][:777]], offset))
     files.write_at(file, 5, content)
-    files.write_all(file, b"first")
+    files.write_at(file, 0, b"first")
     buffer = bytearray(10_010)
     assert files.read_at(file, 0, memoryview(buffer)) == 10_005
     assert buffer == b"first" + content + bytes(5)
+
+
+@pytest.mark.parametrize("sizes", [[0], [5], [5, MiB], [MiB], [MiB - 1, 1, 1], [3 * MiB + 7, 0, MiB, 9]])
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_file_in_any_pieces(file: int, sizes: list[int], direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not direct:
+        monkeypatch.setattr(files, "reopen_direct", lambda fd: None)
+    writer = files.FileWriter(file)
+    content = b""
+    for size in sizes:
+        piece = os.urandom(size)
+        writer.write(piece)
+        content += piece
+        assert writer.position == len(content)
+    assert 0 <= writer.missing() <= MiB
+    writer.flush()
+    assert writer.missing() == 0
+    writer.close()
+    writer.close()
+    assert os.pread(file, len(content) + 1, 0) == content
+
+
+def test_whole_pieces_of_a_new_file_go_past_the_page_cache(file: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if (direct := files.reopen_direct(file)) is None:
+        pytest.skip("this file system has no direct writes")
+    os.close(direct)
+    pwrite = os.pwrite
+    lengths = {True: 0, False: 0}  # by whether they go through the page cache
+
+    def counting(fd: int, data: memoryview, offset: int) -> int:
+        lengths[fd == file] += len(data)
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", counting)
+    writer = files.FileWriter(file)
+    writer.write(bytes(2 * MiB + 5))
+    writer.flush()
+    writer.close()
+    assert lengths == {True: 5, False: 2 * MiB}
+
+
+def test_a_file_writer_tells_what_a_full_disk_lacks(file: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwrite = os.pwrite
+
+    def full(fd: int, data: memoryview, offset: int) -> int:
+        if offset:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwrite(fd, data[:4096], offset)
+
+    writer = files.FileWriter(file)
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space left"):
+        writer.write(bytes(3 * MiB))
+    assert writer.missing() == 3 * MiB - 4096
+    writer.close()
 
 
 def test_what_cannot_go_past_the_page_cache_goes_through_it(file: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import IntegrityError, ObjectExistsError, ObjectMissingError, StorageError, printable
-from ..files import read_at, storage_error, sync_names, write_all
+from ..files import FileWriter, read_at, storage_error, sync_names
 from ..interfaces import Buffer
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -331,31 +331,31 @@ class LocalWriter:
         self._path = path
         self._key = key
         self._name = name
-        self._position = 0
         self._temporary: str | None = None
         self._directory = directory
         self._fd = self._open(directory)
+        self._file = FileWriter(self._fd)
 
     @property
     def position(self) -> int:
-        return self._position
+        return self._file.position
 
     def write(self, data: Buffer) -> None:
         try:
-            write_all(self._fd, data)
+            self._file.write(data)
         except OSError as error:
-            raise self._failure(error, "write", self._left_of(data)) from error
-        self._position += memoryview(data).nbytes
+            raise self._failure(error, "write", self._file.missing()) from error
 
     def commit(self) -> None:
         try:
+            self._file.flush()
             os.fsync(self._fd)
             self._link()
             sync_names(self._directory)
         except FileExistsError as error:
             raise ObjectExistsError(f"{self._path} exists already", path=self._key) from error
         except OSError as error:
-            raise self._failure(error, "write") from error
+            raise self._failure(error, "write", self._file.missing()) from error
         finally:
             self.abort()
 
@@ -364,6 +364,7 @@ class LocalWriter:
         fd, self._fd = self._fd, -1
         if fd < 0:
             return
+        self._file.close()
         os.close(fd)
         try:
             if self._temporary is not None:
@@ -411,10 +412,6 @@ class LocalWriter:
         else:
             directory = self._directory
             os.link(self._temporary, self._name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
-
-    def _left_of(self, data: Buffer) -> int:
-        """Bytes of the data that the file has not taken."""
-        return self._position + memoryview(data).nbytes - os.lseek(self._fd, 0, os.SEEK_CUR)
 
     def _failure(self, error: OSError, doing: str, needed: int = 0) -> StorageError:
         failure = storage_error(error, doing, self._path, file_system=self._directory, needed=needed)

@@ -15,7 +15,6 @@ index says, so that an index can be made anew from the packs.
 from __future__ import annotations
 
 import struct
-import threading
 from collections.abc import Iterator
 from enum import IntEnum
 from typing import NamedTuple
@@ -87,7 +86,7 @@ class Pack(NamedTuple):
 
 
 class PackWriter:
-    """A pack under construction. Any thread may append; a lock keeps them apart for offset, digest and write alone.
+    """A pack under construction. Any thread may append, but not two at once.
 
     Args:
         store: Where it goes.
@@ -100,7 +99,6 @@ class PackWriter:
     def __init__(self, store: ObjectStore, pack: bytes, repository: bytes, class_: PackClass, session: str) -> None:
         self.id = pack
         self._class = class_
-        self._lock = threading.Lock()
         self._hasher = frame_digest()
         self._blobs: list[Blob] = []
         key = pack_key(pack)
@@ -127,11 +125,10 @@ class PackWriter:
         Raises:
             StorageError: It could not be written; the pack is lost.
         """
-        with self._lock:
-            offset = self._writer.position
-            self._write(sealed)
-            self._blobs.append(Blob(kind, name, raw, offset, len(sealed)))
-            return self._writer.position >= TARGET_SIZE or len(self._blobs) >= TARGET_BLOBS
+        offset = self._writer.position
+        self._write(sealed)
+        self._blobs.append(Blob(kind, name, raw, offset, len(sealed)))
+        return self._writer.position >= TARGET_SIZE or len(self._blobs) >= TARGET_BLOBS
 
     def close(self) -> Pack:
         """Complete the pack and make it durable. No append may follow.

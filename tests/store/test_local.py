@@ -158,10 +158,10 @@ sys.stdin.read()
 
 
 def test_a_full_file_system_is_told_apart(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(fd: int, data: object) -> int:
+    def full(fd: int, data: object, offset: int) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(NoSpaceError, match=r"cannot write .*/a/one: No space left on device") as caught:
         store.put("a/one", b"x")
     assert caught.value.path == "a/one"
