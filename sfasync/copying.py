@@ -16,6 +16,7 @@ from .progress import Meter, Reporter
 from .resources import Resources
 from .rewriting import make_durable
 from .sparse import LARGEST_BLOCK, SparseSink, ZeroedSink
+from .tuning import LARGEST_STEP, Tuner
 from .units import KiB, MiB
 
 SPARSE_BLOCK = 64 * KiB
@@ -33,8 +34,8 @@ class CopyOptions:
         extents: Ask the source what is zero; without it everything is read.
         flush: Make the target durable before the copy counts as done.
         connections: Connections to each side; None for the engine's limit.
-        requests: Requests in flight on each connection; None for the engine's limit.
-        request_size: Bytes of a request, a power of two from 4 KiB to 32 MiB; None for the default.
+        requests: Requests in flight on each connection; None to find out, up to the engine's limit.
+        request_size: Bytes of a request, a power of two from 4 KiB to 32 MiB; None to find out.
         destination_is_zero: The target reads as zeros already: zeros are not written.
         synchronous: One request at a time.
         sparse: Data that is zero in whole blocks of so many bytes (a power of two from 512 to 1 MiB) is made zero at
@@ -85,20 +86,20 @@ async def copy(
     reporter.enter("running")
     size = source.size
     alignment = max(source.block_size, target.block_size)
-    piece = piece_size(options, resources, alignment)
+    tuner = tuned(options, resources, alignment)
     extents = source.extents() if options.extents else _all_data(0, size)
-    async with aclosing(pieces(extents, size=size, piece=piece, alignment=alignment)) as plan:
+    plan = pieces(extents, size=size, piece=lambda: tuner.setting.size, alignment=alignment)
+    async with aclosing(plan):
         sink = shaped(target, options)
-        lanes = lane_count(options, resources.limits)
-        await transfer(plan, resources.throttled(source), sink, pool=resources.pool, lanes=lanes, meter=meter)
+        await transfer(plan, resources.throttled(source), sink, pool=resources.pool, lanes=tuner, meter=meter)
     reporter.enter("committing")
 
     async def rewrite(start: int, end: int) -> None:
         start, end = align_down(start, alignment), min(align_up(end, alignment), size)
         told = source.extents(start, end - start) if options.extents else _all_data(start, end)
-        again = pieces(told, size=end, piece=piece, alignment=alignment, start=start)
-        async with aclosing(again) as plan:
-            meter = Meter("", size)
+        plan = pieces(told, size=end, piece=tuner.setting.size, alignment=alignment, start=start)
+        async with aclosing(plan):
+            meter, lanes = Meter("", size), tuner.setting.window
             await transfer(plan, resources.throttled(source), sink, pool=resources.pool, lanes=lanes, meter=meter)
 
     durable = options.flush and await make_durable(target, rewrite, attempts=resources.retry.attempts)
@@ -107,7 +108,22 @@ async def copy(
         bytes_read=meter.read,
         bytes_zero=meter.zero,
         durable=durable,
+        requests=tuner.setting.window,
+        request_size=tuner.setting.size,
+        limited_by=limited_by(meter),
         seconds=time.monotonic() - began,
+    )
+
+
+def tuned(options: CopyOptions, resources: Resources, alignment: int) -> Tuner:
+    """Chooses what the options leave open, within the limits."""
+    size = piece_size(options, resources, alignment)
+    return Tuner(
+        most=lane_count(options, resources.limits),
+        size=size,
+        largest=size if options.request_size or options.synchronous else LARGEST_STEP,
+        memory=resources.pool.budget,
+        pinned=options.requests is not None or options.synchronous,
     )
 
 
@@ -127,6 +143,11 @@ def lane_count(options: CopyOptions, limits: Limits) -> int:
     if options.synchronous:
         return 1
     return (options.connections or limits.connections) * (options.requests or limits.requests)
+
+
+def limited_by(meter: Meter) -> str:
+    """The end of a copy that its steps waited for longer."""
+    return "source" if meter.seconds["read"] >= meter.seconds["write"] else "target"
 
 
 async def _all_data(start: int, end: int) -> AsyncIterator[Extent]:

@@ -8,7 +8,7 @@ Pictures read like a disk: letters for data, ``0`` for zeros.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from enum import Enum
 from typing import NamedTuple
@@ -64,12 +64,12 @@ def align_up(value: int, alignment: int) -> int:
 
 
 async def pieces(
-    extents: AsyncIterator[Extent], *, size: int, piece: int, alignment: int, start: int = 0
+    extents: AsyncIterator[Extent], *, size: int, piece: int | Callable[[], int], alignment: int, start: int = 0
 ) -> AsyncGenerator[Step, None]:
     """The plan of a copy or a restore from `start` to `size`: zeros move as they are, data is cut into pieces.
 
     Zero ranges are rounded inward to `alignment`, so every step begins on it and ends on it or at `size`. Pieces end at
-    multiples of `piece`, which is a multiple of `alignment`.
+    multiples of `piece`, which is a multiple of `alignment`; as a function, it is asked before each.
 
     ::
 
@@ -87,9 +87,10 @@ async def pieces(
         yield step
 
 
-def _cut(start: int, end: int, piece: int) -> Iterator[Step]:
+def _cut(start: int, end: int, piece: int | Callable[[], int]) -> Iterator[Step]:
     while start < end:
-        stop = min(align_down(start, piece) + piece, end)
+        length = piece if isinstance(piece, int) else piece()
+        stop = min(align_down(start, length) + length, end)
         yield Step(Action.DATA, start, stop - start)
         start = stop
 

@@ -581,6 +581,9 @@ class CopyResult:
         bytes_read: Data bytes read and written.
         bytes_zero: Bytes made zero without reading.
         durable: Whether the target promised that the bytes are on stable storage.
+        requests: Requests of data that were under way at once in the end.
+        request_size: Bytes of each.
+        limited_by: What held the copy up more: `source` or `target`.
         seconds: Wall seconds.
     """
 
@@ -588,4 +591,7 @@ class CopyResult:
     bytes_read: int
     bytes_zero: int
     durable: bool
+    requests: int
+    request_size: int
+    limited_by: str
     seconds: float

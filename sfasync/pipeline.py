@@ -2,7 +2,7 @@
 
 A pipeline is a number of lanes. Each lane takes the next step of the plan and sees it through: memory, read, write.
 Steps thus begin in order and end in any. How much is in flight is bounded by the lanes and, over all pipelines of an
-engine, by the buffer pool.
+engine, by the buffer pool. With a `Tuner`, only as many lanes work as it finds useful; the others rest.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .extents import Action, Step
 from .interfaces import ChunkSink, Sink, Source
 from .progress import Meter
 from .tasks import run_all
+from .tuning import Tuner
 
 
 async def transfer(
@@ -26,7 +27,7 @@ async def transfer(
     sink: Sink | ChunkSink,
     *,
     pool: BufferPool,
-    lanes: int,
+    lanes: int | Tuner,
     meter: Meter,
 ) -> None:
     """Carry out a plan.
@@ -38,16 +39,17 @@ async def transfer(
         source: Read for DATA.
         sink: Written.
         pool: Gives the memory; its budget is the only back-pressure.
-        lanes: Steps under way at once.
+        lanes: Steps under way at once, or who finds out how many.
         meter: Counts what is done.
 
     Raises:
         SfasyncError: The first failure of a read, a write or the plan; with `disk` set. Everything in flight has ended.
             Cancelling leaves no read or write behind; what was written stays written.
     """
-    pipeline = _Pipeline(plan, source, sink, pool, meter)
+    tuner = lanes if isinstance(lanes, Tuner) else None
+    pipeline = _Pipeline(plan, source, sink, pool, meter, tuner)
     try:
-        await run_all(pipeline.lane() for _ in range(lanes))
+        await run_all(pipeline.lane(number) for number in range(tuner.most if tuner else cast(int, lanes)))
     except SfasyncError as error:
         error.disk = error.disk or meter.id
         raise
@@ -55,7 +57,13 @@ async def transfer(
 
 class _Pipeline:
     def __init__(
-        self, plan: AsyncIterator[Step], source: Source, sink: Sink | ChunkSink, pool: BufferPool, meter: Meter
+        self,
+        plan: AsyncIterator[Step],
+        source: Source,
+        sink: Sink | ChunkSink,
+        pool: BufferPool,
+        meter: Meter,
+        tuner: Tuner | None,
     ) -> None:
         self._plan = plan
         self._turn = asyncio.Lock()  # an async generator takes one caller at a time
@@ -63,15 +71,36 @@ class _Pipeline:
         self._sink = sink
         self._pool = pool
         self._meter = meter
+        self._tuner = tuner
+        self._planned = False  # the plan has ended
+        self._resting: dict[int, asyncio.Future[None]] = {}  # lanes that have nothing to do now, by their numbers
 
-    async def lane(self) -> None:
-        while True:
+    async def lane(self, number: int) -> None:
+        """See to one step after another until the plan ends; rest while the tuner wants `number` lanes or fewer."""
+        while await self._wanted(number):
             async with self._turn:
                 step = await anext(self._plan, None)
             if step is None:
+                self._planned = True
+                self._wake()
                 return
             await self._carry_out(step)
             self._meter.changed()
+
+    async def _wanted(self, number: int) -> bool:
+        """Whether a lane has something to do, as soon as that is known."""
+        while not self._planned and self._tuner is not None and number >= self._tuner.setting.window:
+            self._resting[number] = asyncio.get_running_loop().create_future()
+            await self._resting[number]
+        return not self._planned
+
+    def _wake(self) -> None:
+        """Let those lanes look again that rest and need not."""
+        for number in list(self._resting):
+            if self._planned or self._tuner is None or number < self._tuner.setting.window:
+                turn = self._resting.pop(number)
+                if not turn.done():  # by a cancellation
+                    turn.set_result(None)
 
     async def _carry_out(self, step: Step) -> None:
         if step.action is Action.DATA:
@@ -96,8 +125,14 @@ class _Pipeline:
             await self._sink.write(step.offset, filled.view)
         finally:
             filled.release()
-        seconds["write"] += time.perf_counter() - read
+        written = time.perf_counter()
+        seconds["write"] += written - read
         self._meter.written += step.length
+        if self._tuner is not None:
+            before = self._tuner.setting
+            self._tuner.finished(ready, written, step.length)
+            if self._tuner.setting.window > before.window:
+                self._wake()
 
     async def _fill(self, slot: Slot, step: Step) -> Filled:
         """Read what has to be read and zero the rest; a failed or cancelled fill gives the slot back."""

@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from .buffers import Filled
-from .copying import CopyOptions, lane_count, piece_size, shaped
+from .copying import CopyOptions, lane_count, limited_by, piece_size, shaped
 from .interfaces import GrowingSink, Stream
 from .models import CopyResult
 from .progress import Meter, Reporter
@@ -35,12 +35,20 @@ async def copy_stream(
     meter = reporter.meter("", 0)
     reporter.enter("running")
     intake = _Intake(source, target, options, resources, meter)
-    await run_all(intake.lane() for _ in range(lane_count(options, resources.limits)))
+    lanes = lane_count(options, resources.limits)
+    await run_all(intake.lane() for _ in range(lanes))
     await target.end(meter.size)
     reporter.enter("committing")
     durable = options.flush and await target.flush()
     return CopyResult(
-        size=meter.size, bytes_read=meter.read, bytes_zero=0, durable=durable, seconds=time.monotonic() - began
+        size=meter.size,
+        bytes_read=meter.read,
+        bytes_zero=0,
+        durable=durable,
+        requests=lanes,
+        request_size=piece_size(options, resources, target.block_size),
+        limited_by=limited_by(meter),
+        seconds=time.monotonic() - began,
     )
 
 
@@ -67,11 +75,13 @@ class _Intake:
                 filled = None if self._ended else await self._next()
             if filled is None:
                 return
+            began = time.perf_counter()
             try:
                 await self._sink.write(offset, filled.view)
             finally:
                 length = len(filled.view)
                 filled.release()
+            self._meter.seconds["write"] += time.perf_counter() - began
             self._meter.written += length
             self._meter.changed()
 
@@ -79,7 +89,9 @@ class _Intake:
         """The next piece, for which the target has room; None at the end."""
         slot = await self._pool.acquire(self._piece)
         try:
+            began = time.perf_counter()
             count = await self._source.read_into(slot.view)
+            self._meter.seconds["read"] += time.perf_counter() - began
             self._ended = count < self._piece
             if count == 0:
                 slot.release()

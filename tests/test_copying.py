@@ -82,13 +82,28 @@ async def test_without_flush_nothing_is_promised(source: CountingDisk, target: C
 
 
 @pytest.mark.parametrize(
-    ("options", "most"), [({"synchronous": True}, 1), ({"connections": 1, "requests": 3}, 3), ({}, 64)]
+    ("options", "most"), [({"synchronous": True}, 1), ({"connections": 1, "requests": 3}, 3), ({"requests": 16}, 64)]
 )
 async def test_so_many_requests_are_in_flight(
     source: CountingDisk, target: CountingDisk, options: dict[str, Any], most: int
 ) -> None:
     await copied(source, target, request_size=64 * KiB, **options)
     assert source.most == min(most, len(source.reads))
+
+
+async def test_the_result_tells_what_was_chosen_and_who_was_waited_for(target: CountingDisk) -> None:
+    class Slow(CountingDisk):
+        async def read_into(self, offset: int, buffer: memoryview) -> None:
+            await super().read_into(offset, buffer)
+            for _ in range(100):
+                await asyncio.sleep(0)
+
+    async with Engine() as engine:
+        pinned = await engine.copy(Slow(content()), target, requests=2, connections=1, request_size=64 * KiB)
+        found = await engine.copy(Slow(content()), target, extents=False)
+    assert (pinned.requests, pinned.request_size, pinned.limited_by) == (2, 64 * KiB, "source")
+    assert 4 <= found.requests <= 64
+    assert found.request_size in (MiB, 2 * MiB, 4 * MiB)
 
 
 async def test_requests_have_the_size_asked_for(source: CountingDisk, target: CountingDisk) -> None:

@@ -19,7 +19,7 @@ PACKAGE = Path(sfasync.__file__).parent
 RINGS = (
     {
         *("_version", "buffers", "errors", "extents", "files", "interfaces", "models", "nbd", "progress", "retry"),
-        *("tasks", "throttle", "units", "workers"),
+        *("tasks", "throttle", "tuning", "units", "workers"),
     },
     {"pipeline", "platform", "store", "transport"},
     {

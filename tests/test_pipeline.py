@@ -14,6 +14,7 @@ from sfasync.models import Extent
 from sfasync.pipeline import transfer
 from sfasync.progress import Meter
 from sfasync.throttle import Throttle, ThrottledSource
+from sfasync.tuning import Setting, Tuner
 from tests.support.memory import MemoryDisk
 
 CHUNK = 16384
@@ -25,9 +26,10 @@ def content(size: int, seed: int = 1) -> bytes:
     return b"".join(blocks)[:size]
 
 
-async def run(source: MemoryDisk, sink: MemoryDisk, pool: BufferPool, *, lanes: int = 8) -> Meter:
+async def run(source: MemoryDisk, sink: MemoryDisk, pool: BufferPool, *, lanes: int | Tuner = 8) -> Meter:
     meter = Meter("vda", source.size)
-    async with aclosing(pieces(source.extents(), size=source.size, piece=CHUNK, alignment=512)) as plan:
+    piece = CHUNK if isinstance(lanes, int) else lambda: lanes.setting.size
+    async with aclosing(pieces(source.extents(), size=source.size, piece=piece, alignment=512)) as plan:
         await transfer(plan, source, sink, pool=pool, lanes=lanes, meter=meter)
     return meter
 
@@ -41,6 +43,57 @@ async def test_copies_every_byte(size: int) -> None:
     assert meter.read + meter.zero == size == meter.progress().done
     assert pool.in_use == 0
     assert pool.peak <= pool.budget
+
+
+def tuner(pool: BufferPool, *, most: int = 32) -> Tuner:
+    return Tuner(most=most, size=CHUNK, largest=4 * CHUNK, memory=pool.budget)
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK + 1, 200 * CHUNK + 512])
+async def test_a_tuner_decides_how_many_lanes_work(size: int) -> None:
+    source, sink = MemoryDisk(content(size)), MemoryDisk(b"\xff" * size)
+    pool = BufferPool(16 * CHUNK)
+    await run(source, sink, pool, lanes=tuner(pool))
+    assert sink.content == source.content
+    assert pool.in_use == 0
+
+
+async def test_lanes_join_and_leave_as_the_tuner_changes_its_mind() -> None:
+    class Wavering(Tuner):
+        """Wants one lane more, and then fewer again, with each step."""
+
+        def finished(self, began: float, now: float, length: int) -> None:
+            seen.append(source.reading)
+            self.setting = Setting(1 + len(seen) % 7, CHUNK)
+
+    class Watched(MemoryDisk):
+        reading = 0
+
+        async def read_into(self, offset: int, buffer: memoryview) -> None:
+            self.reading += 1
+            for _ in range(10):
+                await asyncio.sleep(0)
+            await super().read_into(offset, buffer)
+            self.reading -= 1
+
+    seen: list[int] = []
+    source, sink = Watched(b"x" * 300 * CHUNK), MemoryDisk(bytes(300 * CHUNK))
+    pool = BufferPool(64 * CHUNK)
+    wavering = Wavering(most=32, size=CHUNK, largest=CHUNK, memory=pool.budget)
+    await run(source, sink, pool, lanes=wavering)
+    assert sink.content == source.content
+    assert max(seen[20:]) <= 7  # at first there were eight
+    assert min(seen[20:]) < max(seen[20:])
+
+
+@pytest.mark.parametrize("side", ["source", "sink"])
+async def test_a_failure_ends_lanes_that_rest(side: str) -> None:
+    source, sink = MemoryDisk(b"x" * 40 * CHUNK), MemoryDisk(bytes(40 * CHUNK))
+    (source if side == "source" else sink).bad.add(17 * CHUNK + 3)
+    pool = BufferPool(16 * CHUNK)
+    with pytest.raises(SourceError if side == "source" else TargetError):
+        await run(source, sink, pool, lanes=tuner(pool))
+    assert pool.in_use == 0
 
 
 async def test_zeros_inside_a_chunk_are_filled_and_not_read() -> None:

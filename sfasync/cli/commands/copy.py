@@ -25,9 +25,18 @@ STANDARD = "-"
 )
 @click.option("-C", "--connections", type=click.IntRange(1, 16), metavar="N", help="Connections to each side, 1 to 16.")
 @click.option(
-    "-R", "--requests", type=click.IntRange(1, 256), metavar="N", help="Requests in flight on each, 1 to 256."
+    "-R",
+    "--requests",
+    type=click.IntRange(1, 256),
+    metavar="N",
+    help="Requests in flight on each, 1 to 256; without it, as many as pay.",
 )
-@click.option("--request-size", type=options.size, metavar="SIZE", help="Bytes of a request, a power of two.")
+@click.option(
+    "--request-size",
+    type=options.size,
+    metavar="SIZE",
+    help="Bytes of a request, a power of two; without it, what pays.",
+)
 @click.option(
     "-S",
     "--sparse",
@@ -116,6 +125,9 @@ def _report(output: Output, result: CopyResult, flush: bool) -> None:
             "bytes_read": result.bytes_read,
             "bytes_zero": result.bytes_zero,
             "durable": result.durable,
+            "requests": result.requests,
+            "request_size": result.request_size,
+            "limited_by": result.limited_by,
             "seconds": round(result.seconds, 3),
         },
     )
