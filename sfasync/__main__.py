@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import suppress
+from types import FrameType
 from typing import NoReturn
 
 from ._version import VERSION
@@ -18,11 +20,8 @@ def main() -> NoReturn:
     `--version` is answered before anything is loaded.
     """
     _open_standard_streams()
-    try:
-        status = _print_version() if sys.argv[1:2] == ["--version"] else _run()
-    except KeyboardInterrupt:  # while modules are being loaded; later, signals are the runner's
-        status = 130
-    _leave(status)
+    _take_signals()
+    _leave(_print_version() if sys.argv[1:2] == ["--version"] else _run())
 
 
 def _run() -> int:
@@ -47,6 +46,24 @@ def _open_standard_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it stays open as long as the process
+
+
+def _take_signals() -> None:
+    """End in good order when a signal comes while modules are being loaded; later, signals are the runner's."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # by nohup, or a shell without job control
+            signal.signal(number, _interrupted)
+
+
+def _interrupted(number: int, _frame: FrameType | None) -> NoReturn:
+    """What `Output.failure` says of a signal, with nothing loaded: it may come in the middle of an import."""
+    status, message = 128 + number, f"interrupted by {signal.Signals(number).name}"
+    with suppress(OSError):
+        if "--json" in sys.argv:
+            line = f'{{"event":"error","ok":false,"code":"interrupted","exit":{status},"message":"{message}"}}\n'
+            os.write(1, line.encode())
+        os.write(2, f"sfasync: {message}\n".encode())
+    os._exit(status)
 
 
 def _leave(status: int) -> NoReturn:

@@ -68,7 +68,9 @@ class _Job:
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
         """Called between any two bytecodes of the main thread."""
-        if number == signal.SIGALRM or self._signal is not None or self._task is None or self._task.done():
+        if self._task is None:
+            _end(self._output.failure(Interrupted(number)))
+        if number == signal.SIGALRM or self._signal is not None or self._task.done():
             _end(128 + (self._signal or number))
         self._signal = number
         signal.setitimer(signal.ITIMER_REAL, GRACE)

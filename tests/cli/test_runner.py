@@ -10,6 +10,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -194,6 +195,25 @@ def test_what_asyncio_complains_about_is_not_for_users() -> None:
     with running(work) as process:
         result, _ = ended(process)
     assert (result.status, result.err) == (0, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("loading", ["click", "asyncio", "sfasync.engine"])
+def test_a_signal_while_modules_are_being_loaded(loading: str, number: signal.Signals, tmp_path: Path) -> None:
+    """Sent when the interpreter says that it has loaded one: the process may be anywhere behind that."""
+    command = [sys.executable, "-X", "importtime", "-m", "sfasync", "copy", "--json", f"nbd+unix:///?socket={tmp_path}"]
+    process = subprocess.Popen(
+        [*command, "null:", "--connect-retry", "30"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if loading in line:
+            break
+    process.send_signal(number)
+    result = finish(process)
+    assert (result.status, result.last["code"], result.last["exit"]) == (128 + number, "interrupted", 128 + number)
+    assert len(result.events) == 1
+    assert "Traceback" not in result.err
 
 
 def test_the_loop_is_closed_and_the_signals_are_given_back(capsys: pytest.CaptureFixture[str]) -> None:
