@@ -126,3 +126,15 @@ def test_copy_loads_what_it_needs(tmp_path: Path) -> None:
     )
     assert target.read_bytes() == source.read_bytes()
     assert loaded & {"anyio", "cryptography", "httpx", "rich", "sqlite3"} == set()
+
+
+def test_a_listing_loads_what_it_needs(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    for command in ("init", "list"):
+        loaded = loaded_by(
+            f"sys.argv = ['sfasync', {command!r}, '--repo', {str(repository)!r}]",
+            "from sfasync.__main__ import main",
+            "main()",
+        )
+    assert loaded & {"rich", "uvloop", "sfasync.engine", "sfasync.nbd", "sfasync.transport"} == set()
+    assert loaded & {f"sfasync.store.{name}" for name in ("diff", "disk", "resume", "session", "verify")} == set()

@@ -1,4 +1,8 @@
-"""A repository: backups of any number of VMs in one place, deduplicated, incremental for ever."""
+"""A repository: backups of any number of VMs in one place, deduplicated, incremental for ever.
+
+Sessions, verification and what reads disks are imported when they are first needed: half of the time that a listing
+takes would go into importing them.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from ..errors import (
     BackupNotFoundError,
@@ -28,26 +33,25 @@ from ..errors import (
     printable,
 )
 from ..files import make_directory, storage_error, sync_directory
-from ..models import Difference, DiskRecord, Manifest, UnfinishedBackup, VerifyResult, check_id
+from ..models import Difference, Manifest, UnfinishedBackup, VerifyResult, check_id
 from ..units import KiB, MiB
 from ..workers import Workers, settled
 from .blobs import BlobReader
 from .catalog import Catalog
 from .codec import FORMAT, MAX_OBJECT, Configuration, decode_configuration, encode_record
-from .diff import differences
-from .disk import StoredDisk, open_tree
 from .local import LocalStore, is_temporary
 from .locator import Locator
 from .names import CONFIG, session_key
 from .objectcache import ObjectCache
 from .objects import ObjectKind, check_writable, decode, encode
-from .pages import TreeReader
 from .records import Records
-from .resume import reclaim, unfinished
 from .seal import BlobKind
-from .session import Session, claim
 from .tree import CHUNK_SIZES, ZERO
-from .verify import Reading, Verification
+
+if TYPE_CHECKING:
+    from .disk import StoredDisk
+    from .session import Session
+    from .verify import Reading
 
 _CLOSERS = 2
 _SCRIBES = 1  # not among the closers, for which it waits
@@ -208,6 +212,8 @@ class Repository:
             StorageError: The repository cannot be read.
         """
         self._require_open()
+        from .resume import unfinished
+
         return await self._workers.run(unfinished, self._records)
 
     async def find(self, reference: str) -> Manifest:
@@ -288,6 +294,8 @@ class Repository:
         record = manifest.disk(disk_id)
         if record is None:
             raise BackupNotFoundError(f"backup {manifest.id} has no disk {disk_id!r}", disk=disk_id)
+        from .disk import StoredDisk
+
         return StoredDisk(record, self.chunk_size, self._blobs, self._workers)
 
     async def diff(self, first: Manifest, second: Manifest, disk_id: str | None = None) -> AsyncIterator[Difference]:
@@ -305,11 +313,15 @@ class Repository:
             StorageError: The repository cannot be read.
         """
         self._require_open()
+        from .diff import differences
+        from .disk import open_tree
+
+        open_it = partial(open_tree, chunk_size=self.chunk_size, blobs=self._blobs)
         known = list(dict.fromkeys(disk.id for disk in (*first.disks, *second.disks)))
         if disk_id is not None and disk_id not in known:
             raise BackupNotFoundError(f"neither backup has a disk {disk_id!r}", disk=disk_id)
         for name in known if disk_id is None else [disk_id]:
-            ranges = differences(name, first.disk(name), second.disk(name), self._open_tree, self._workers)
+            ranges = differences(name, first.disk(name), second.disk(name), open_it, self._workers)
             async with aclosing(ranges):
                 async for difference in ranges:
                     yield difference
@@ -358,6 +370,8 @@ class Repository:
         """
         self._require_open()
         reading = _reading(data, older_than, percent)
+        from .verify import Verification
+
         verification = Verification(self._records, self.chunk_size, ids, reading)
         return await verification.run(self._workers.count, progress)
 
@@ -365,6 +379,9 @@ class Repository:
 
     def _begin(self, vm: str, resume: bool) -> Session:
         self._check_writable()
+        from .resume import reclaim
+        from .session import Session, claim
+
         claimed = claim(self._records, vm, resume=resume)
         session = Session(
             vm,
@@ -388,9 +405,6 @@ class Repository:
             session.abort_now()
             raise
         return session
-
-    def _open_tree(self, record: DiskRecord) -> TreeReader:
-        return open_tree(record, self.chunk_size, self._blobs)
 
     def _annotate(self, reference: str, add: Sequence[str], remove: Sequence[str], note: str | None) -> Manifest:
         self._check_writable()
@@ -435,6 +449,8 @@ def _reading(data: bool, older_than: float | None, percent: float | None) -> Rea
     Raises:
         UsageError: As of `Repository.verify`.
     """
+    from .verify import Reading
+
     if older_than is None and percent is None:
         return Reading(data=data)
     if data:

@@ -28,7 +28,7 @@ def command(output: Output, first: str, second: str, disk: str | None, repositor
     'changed', or 'added' or 'removed' where only ID2 or only ID1 has it. Each ID is the id of a backup, a unique prefix
     of it, or VM@latest. The exit code is 0 whether they differ or not.
     """
-    return perform(output, lambda: _diff(output, repository, first, second, disk))
+    return perform(output, lambda: _diff(output, repository, first, second, disk), moves=False)
 
 
 async def _diff(output: Output, location: str, first: str, second: str, disk: str | None) -> int:

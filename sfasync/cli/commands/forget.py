@@ -22,7 +22,7 @@ def command(output: Output, references: tuple[str, ...], reason: str, dry_run: b
     All are looked up before the first is forgotten. The space that they alone used is not given back yet; that takes
     a prune, which this version does not have.
     """
-    return perform(output, lambda: _forget(output, repository, references, reason, dry_run))
+    return perform(output, lambda: _forget(output, repository, references, reason, dry_run), moves=False)
 
 
 async def _forget(output: Output, location: str, references: tuple[str, ...], reason: str, dry_run: bool) -> int:

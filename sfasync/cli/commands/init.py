@@ -14,7 +14,7 @@ from ..runner import perform
 @options.common
 def command(output: Output, repository: str) -> int:
     """Make a new, empty repository."""
-    return perform(output, lambda: _init(output, repository))
+    return perform(output, lambda: _init(output, repository), moves=False)
 
 
 async def _init(output: Output, location: str) -> int:

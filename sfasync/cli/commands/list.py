@@ -40,8 +40,8 @@ def command(
     if unfinished and (since is not None or tag is not None):
         raise click.UsageError("--unfinished goes with --vm alone: what is not finished has no time and no tags")
     if unfinished:
-        return perform(output, lambda: _list_unfinished(output, repository, vm))
-    return perform(output, lambda: _list(output, repository, vm, since, tag))
+        return perform(output, lambda: _list_unfinished(output, repository, vm), moves=False)
+    return perform(output, lambda: _list(output, repository, vm, since, tag), moves=False)
 
 
 async def _list(output: Output, location: str, vm: str | None, since: float | None, tag: str | None) -> int:
@@ -49,9 +49,10 @@ async def _list(output: Output, location: str, vm: str | None, since: float | No
 
     async with await Repository.open(location) as repository:
         backups = await repository.backups(vm, since=since, tag=tag)
-    for manifest in backups:
-        output.event("backup", backup_object(manifest))
-    if backups:
+    if output.json:
+        for manifest in backups:
+            output.event("backup", backup_object(manifest))
+    elif backups:
         for line in table([_HEADING, *map(_row, backups)]):
             output.line(line)
     else:

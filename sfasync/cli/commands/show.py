@@ -28,7 +28,7 @@ _DISKS = ("DISK", "SIZE", "MODE", "READ", "SKIPPED", "ZERO", "NEW", "DUPLICATE",
 @options.common
 def command(output: Output, reference: str, repository: str) -> int:
     """Show the backup ID: its id, a unique prefix of it, or VM@latest."""
-    return perform(output, lambda: _show(output, repository, reference))
+    return perform(output, lambda: _show(output, repository, reference), moves=False)
 
 
 async def _show(output: Output, location: str, reference: str) -> int:

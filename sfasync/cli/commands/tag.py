@@ -23,7 +23,7 @@ def command(
     """Change the tags and the note of the backup ID: its id, a unique prefix of it, or VM@latest."""
     if not (add or remove) and note is None:
         raise click.UsageError("nothing to change: give --add T, --remove T or --note TEXT")
-    return perform(output, lambda: _tag(output, repository, reference, add, remove, note))
+    return perform(output, lambda: _tag(output, repository, reference, add, remove, note), moves=False)
 
 
 async def _tag(
