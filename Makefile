@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SETUP = $(VENV)/setup.stamp
 
-.PHONY: help setup demo test test-all lint bench soak fuzz faults docs constraints packages
+.PHONY: help setup demo test test-all lint bench bench-compare soak fuzz faults docs constraints packages
 
 help:
 	@echo "make demo        show the main job on real servers, in about a minute"
@@ -16,6 +16,7 @@ help:
 	@echo "make faults      backups killed or failing at every system call, power cuts, full disks, long random runs"
 	@echo "make soak        random cycles of backup, kill and restore; DURATION=600"
 	@echo "make bench       against nbdcopy, restic, borg and qemu-img; ARGS='S1 S5 --pairs 9'"
+	@echo "make bench-compare   this checkout against BASE=rev; ARGS='S1 seal --pairs 9'"
 	@echo "make docs        write the generated pages again"
 	@echo "make setup       only prepare $(VENV); PYTHON=python3.12 chooses the interpreter"
 
@@ -64,6 +65,11 @@ soak: packages setup
 bench: packages setup
 	@scripts/system-packages bench
 	@$(BIN)/sfasync bench $(ARGS)
+
+BASE ?= HEAD
+bench-compare: packages setup
+	@scripts/system-packages bench
+	@$(BIN)/python -m bench.compare $(BASE) $(ARGS)
 
 docs: setup
 	@for script in scripts/docs-*; do $(BIN)/python $$script; done

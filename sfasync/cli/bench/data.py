@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -64,19 +65,21 @@ async def sparse_qcow2(directory: Path, size: int, pieces: int) -> Path:
     return image
 
 
-def _files_of(top: Path) -> list[tuple[Path, int]]:
-    """Regular files and their sizes, in an order that is a sample of all of them at any point."""
-    found: list[tuple[Path, int]] = []
+def _files_of(top: Path) -> Iterator[tuple[Path, int]]:
+    """Regular files and their sizes: at any point a sample of all, those of a directory together as on a real disk."""
     directories = [str(top)]
+    found: dict[str, list[tuple[Path, int]]] = {}
     for directory in directories:  # which grows meanwhile
         with os.scandir(directory) as entries:
+            files = found[directory] = []
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.is_dir(follow_symlinks=False):
                     directories.append(entry.path)
                 elif entry.is_file(follow_symlinks=False):
-                    found.append((Path(entry.path), entry.stat(follow_symlinks=False).st_size))
-    random.Random(0).shuffle(found)
-    return found
+                    files.append((Path(entry.path), entry.stat(follow_symlinks=False).st_size))
+    random.Random(0).shuffle(directories)
+    for directory in directories:
+        yield from found[directory]
 
 
 def _copy(path: Path, target: Path) -> None:
