@@ -97,7 +97,7 @@ class LocalStore:
         try:
             parent = self._open_directory(directory, create=True)
         except OSError as error:
-            raise self._failure(error, "create", key) from error
+            raise self._misplaced(error, key) or self._failure(error, "create", key) from error
         try:
             return LocalWriter(self._describe(key), key, name, parent)
         except OSError as error:
@@ -233,7 +233,7 @@ class LocalStore:
                 return
             self._walk(top, prefix, prefix.count("/"), visit)
         except OSError as error:
-            raise self._failure(error, "list", prefix) from error
+            raise self._misplaced(error, prefix) or self._failure(error, "list", prefix) from error
 
     def _walk(self, directory: int, prefix: str, depth: int, visit: _Visitor) -> None:
         """Visit the keys below a directory, whose descriptor is closed."""
@@ -313,6 +313,15 @@ class LocalStore:
 
     def _describe(self, key: str) -> str:
         return printable(f"{self._location}/{key}")
+
+    def _misplaced(self, error: OSError, key: str) -> IntegrityError | None:
+        """The error for something else, a symbolic link for one, in the place of a directory; None for another failure.
+
+        It says that the repository was tampered with, not that its file system fails.
+        """
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            return None
+        return IntegrityError(f"{self._describe(key)} does not lie in directories of the repository", path=key)
 
     def _failure(self, error: OSError, doing: str, key: str) -> StorageError:
         failure = storage_error(error, doing, f"{self._location}/{key}", file_system=self._root)

@@ -226,10 +226,10 @@ class Scrubber:
             self._findings.count(blobs=1)
 
     def _blobs_of(self, pack: bytes) -> dict[int, Blob]:
-        """The blobs of a pack as the index has them, by ordinal."""
+        """The blobs of a pack as the index has them, by ordinal; one of those that an index object puts in one place."""
         rows = self._cache.rows(
             "SELECT ordinal, kind, name, raw, offset, length FROM blobs"
-            " WHERE pack IN (SELECT number FROM packs WHERE id = ?) ORDER BY pack, ordinal",
+            " WHERE pack IN (SELECT number FROM packs WHERE id = ?) GROUP BY ordinal",
             (pack,),
         )
         return {ordinal: Blob(*blob) for ordinal, *blob in rows}

@@ -15,8 +15,8 @@ from .names import INDEX, backup_key, pack_key, vm_name
 from .seal import BlobKind
 from .tree import DIGEST, FANOUT, ZERO, Geometry, disk_digest, split_page
 
-_SOUND = "CREATE TABLE IF NOT EXISTS sound (digest BLOB, level INTEGER, length INTEGER,"
-_SOUND_KEY = " PRIMARY KEY (digest, level, length)) WITHOUT ROWID"
+_SEEN = "CREATE TABLE IF NOT EXISTS {} (digest BLOB, level INTEGER, length INTEGER,"
+_SEEN_KEY = " PRIMARY KEY (digest, level, length)) WITHOUT ROWID"
 
 
 class Stopped(Exception):  # noqa: N818  # not an error: nobody wants the result any more
@@ -26,8 +26,9 @@ class Stopped(Exception):  # noqa: N818  # not an error: nobody wants the result
 class BackupWalk:
     """Checks that every page, chunk and file of backups is in place.
 
-    Subtrees in which nothing is wrong are remembered, in a table of the cache, and not walked again for other backups;
-    those with damage are, so that each backup that needs it is told.
+    Subtrees are remembered, in tables of the cache: those in which nothing is wrong are not walked again for other
+    backups, those with damage not again for the same one, so that each backup that needs it is told. Without the latter
+    a few pages, each 128 times the next, would take for ever.
 
     Args:
         repository: Id of the repository.
@@ -63,7 +64,8 @@ class BackupWalk:
         self._stopped = stopped
         self._backup = ""
         self.blobs = 0
-        self._cache.execute(_SOUND + _SOUND_KEY)
+        for table in ("sound", "unsound"):
+            self._cache.execute(_SEEN.format(table) + _SEEN_KEY)
         self._cache.execute("DELETE FROM sound")
 
     def check(self, manifest: Manifest) -> None:
@@ -73,6 +75,7 @@ class BackupWalk:
             Stopped: The caller was cancelled.
         """
         self._backup = manifest.id
+        self._cache.execute("DELETE FROM unsound")
         for disk in manifest.disks:
             self._check_disk(disk, backup_key(vm_name(self._repository, manifest.vm), manifest.seq))
         for file in manifest.files:
@@ -97,16 +100,16 @@ class BackupWalk:
         if self._stopped.is_set():
             raise Stopped
         key = (digest, level, length)
-        if self._cache.rows("SELECT 1 FROM sound WHERE digest = ? AND level = ? AND length = ?", key):
-            return True
+        for known, table in ((True, "sound"), (False, "unsound")):
+            if self._cache.rows(f"SELECT 1 FROM {table} WHERE digest = ? AND level = ? AND length = ?", key):  # noqa: S608  # fixed words
+                return known
         page = self._page(digest, geometry.children(level, index) * DIGEST)
-        if page is None:
-            return False
         first = index * FANOUT
-        sound = [self._is_sound(geometry, level - 1, first + n, child) for n, child in enumerate(split_page(page))]
-        if all(sound):
-            self._cache.execute("INSERT INTO sound VALUES (?, ?, ?)", key)
-        return all(sound)
+        children = enumerate(split_page(page) if page is not None else ())
+        below = [self._is_sound(geometry, level - 1, first + n, child) for n, child in children]
+        sound = page is not None and all(below)
+        self._cache.execute(f"INSERT INTO {'sound' if sound else 'unsound'} VALUES (?, ?, ?)", key)  # noqa: S608
+        return sound
 
     def _page(self, digest: bytes, length: int) -> bytes | None:
         if not self._has(BlobKind.PAGE, digest, length):

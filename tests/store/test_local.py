@@ -93,8 +93,10 @@ def test_symbolic_links_are_not_followed(tmp_path: Path, store: LocalStore) -> N
         store.get("file", limit=99)
     with pytest.raises(IntegrityError, match="not a regular file"):
         store.get("directory/secret", limit=99)
-    with pytest.raises(StorageError):
+    with pytest.raises(IntegrityError, match="does not lie in directories of the repository"):
         store.put("directory/new", b"x")
+    with pytest.raises(IntegrityError, match="does not lie in directories of the repository"):
+        store.list("directory/")
     assert not (outside / "new").exists()
     assert store.list("") == ["directory", "file"]
 
