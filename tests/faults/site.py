@@ -79,10 +79,15 @@ class Site:
             )
 
     def start_backup(
-        self, uri: str, *options: str, program: tuple[str, ...] = ("sfasync",), env: Mapping[str, str] | None = None
+        self,
+        uri: str,
+        *options: str,
+        program: tuple[str, ...] = ("sfasync",),
+        under: tuple[str, ...] = (),
+        env: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start a backup of the disk, which is served at `uri`."""
-        return self.start("backup", VM, "--disk", f"{DISK}={uri}", *options, program=program, env=env)
+        return self.start("backup", VM, "--disk", f"{DISK}={uri}", *options, program=program, under=under, env=env)
 
     def back_up(self, uri: str, *options: str) -> int:
         """The exit status of a backup."""
