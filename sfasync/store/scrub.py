@@ -226,7 +226,7 @@ class Scrubber:
             self._findings.count(blobs=1)
 
     def _blobs_of(self, pack: bytes) -> dict[int, Blob]:
-        """The blobs of a pack as the index has them, by ordinal; one of those that an index object puts in one place."""
+        """The blobs of a pack as the index has them, by ordinal; of several in one place any one."""
         rows = self._cache.rows(
             "SELECT ordinal, kind, name, raw, offset, length FROM blobs"
             " WHERE pack IN (SELECT number FROM packs WHERE id = ?) GROUP BY ordinal",

@@ -376,15 +376,7 @@ CASES |= {
     "tall-tree": Case(partial(tall_tree, leaf=b"\x02" * 32), restore=_REFUSED | {21}),  # no file can be so long
     "many-files": Case(many_files, _DONE, _DONE, _DONE),
 }
-FEW = (
-    "elsewhere-pack",
-    "pipe-manifest",
-    "linked-packs",
-    "tall-tree",
-    "bomb-that-lies",
-    "foreign-manifest",
-    "name-of-a-path",
-)
+FEW = ("pipe-manifest", "linked-packs", "tall-tree", "bomb-that-lies")
 
 
 @pytest.fixture

@@ -11,15 +11,15 @@ from __future__ import annotations
 import random
 import re
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 STRACE = ("strace", "-ff", "-ttt", "-T", "-y", "-xx", "-s", "100000000")
-CALLS = ("openat", "write", "fsync", "linkat", "mkdirat", "unlinkat")
+CALLS = ("openat", "pwrite64", "fsync", "linkat", "mkdirat", "unlinkat")
 """What the store changes a directory by; `read_trace` refuses to go on after another call that could."""
 
 _OTHERS = (
-    *("pwrite64", "writev", "pwritev", "pwritev2", "fdatasync", "sync_file_range", "copy_file_range", "fallocate"),
+    *("write", "writev", "pwritev", "pwritev2", "fdatasync", "sync_file_range", "copy_file_range", "fallocate"),
     *("rename", "renameat", "renameat2", "link", "unlink", "symlinkat", "mkdir", "rmdir", "truncate", "ftruncate"),
 )
 
@@ -30,22 +30,20 @@ _HANDLE = re.compile(r"^(?P<fd>\d+)<(?P<path>[^>]*)>")
 _TEXT = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
 
 
-@dataclass
 class File:
-    """A file without a name at first: what was written to it, one after the other."""
-
-    writes: list[bytes] = field(default_factory=list)
+    """A file, which has no name at first."""
 
 
 @dataclass(frozen=True)
 class Write:
     file: File
-    number: int  # of its writes
+    offset: int
+    data: bytes
 
 
 @dataclass(frozen=True)
 class Sync:
-    what: File | str
+    what: File | str  # a directory by its name
 
 
 @dataclass(frozen=True)
@@ -77,43 +75,54 @@ def read_trace(log: Path, root: Path) -> list[Step]:
             match = _LINE.fullmatch(line)
             if match is not None and int(match["result"]) >= 0:
                 calls.append((float(match["began"]) + float(match["took"]), match))
-    open_files: dict[int, File] = {}
-    steps: list[Step] = []
-    for _, match in sorted(calls, key=lambda call: call[0]):
-        steps += _step(match, str(root), open_files)
-    return steps
+    reader = _Reader(str(root))
+    return [step for _, match in sorted(calls, key=lambda call: call[0]) if (step := reader.step(match)) is not None]
 
 
-def _step(match: re.Match[str], root: str, open_files: dict[int, File]) -> list[Step]:
-    call, rest = match["call"], match["rest"]
-    if call == "openat":
-        if "O_TMPFILE" in rest and _below(_handle(rest)[1], root) is not None:
-            open_files[int(match["result"])] = File()
-        else:
-            open_files.pop(int(match["result"]), None)
-        return []
-    if call == "linkat":  # of a file without a name, through /proc: its directory comes third
-        _, old, handle, new, _ = rest.split(", ")
-        directory = _below(_handle(handle)[1], root)
-        number = int(_text(old).rpartition("/")[2])
-        return [] if directory is None else [Name(directory, _text(new), open_files[number])]
-    if not rest[0].isdigit():
-        assert call in ("openat", "unlink", "mkdir", "rmdir", "rename", "link", "truncate"), match[0][:200]
-        assert root not in _decoded(rest), match[0][:200]
-        return []
-    fd, path = _handle(rest)
-    directory = _below(path, root)
-    if directory is None:
-        return []
-    if call == "write":
-        file = open_files[fd]
-        file.writes.append(bytes.fromhex(_TEXT.findall(rest)[0].replace("\\x", ""))[: int(match["result"])])
-        return [Write(file, len(file.writes) - 1)]
-    if call == "fsync":
-        return [Sync(open_files.get(fd, directory))]
-    if call in ("mkdirat", "unlinkat"):
-        return [Name(directory, _text(rest), True if call == "mkdirat" else None)]
-    raise AssertionError(f"unknown: {match[0][:200]}")
+class _Reader:
+    """Makes steps of calls, in their order."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._files: dict[str, File] = {}  # by the path that the kernel tells of one without a name
+        self._paths: dict[int, str] = {}  # of descriptors of such files
+
+    def step(self, match: re.Match[str]) -> Step | None:
+        call, rest = match["call"], match["rest"]
+        if call == "openat":
+            self._opened(int(match["result"]), rest, match["more"])
+            return None
+        if call == "linkat":  # of a file without a name, through /proc: its directory comes third
+            _, old, handle, new, _ = rest.split(", ")
+            directory = self._below(_handle(handle)[1])
+            file = self._files.get(self._paths.get(int(_text(old).rpartition("/")[2]), ""))
+            return None if directory is None or file is None else Name(directory, _text(new), file)
+        if not rest[0].isdigit():
+            assert self._root not in _decoded(rest), match[0][:200]
+            return None
+        path = _handle(rest)[1]
+        directory = self._below(path)
+        if directory is None:
+            return None
+        if call == "pwrite64":
+            data = bytes.fromhex(_TEXT.findall(rest)[0].replace("\\x", ""))[: int(match["result"])]
+            return Write(self._files[path], int(rest.rpartition(", ")[2].rstrip(")")), data)
+        if call == "fsync":
+            return Sync(self._files.get(path, directory))
+        if call in ("mkdirat", "unlinkat"):
+            return Name(directory, _text(rest), True if call == "mkdirat" else None)
+        raise AssertionError(f"unknown: {match[0][:200]}")
+
+    def _opened(self, fd: int, rest: str, more: str) -> None:
+        path = _decoded(more.partition("<")[2].partition(">")[0])
+        if self._below(path) is not None:
+            self._paths[fd] = path
+            if "O_TMPFILE" in rest:
+                self._files[path] = File()
+
+    def _below(self, path: str) -> str | None:
+        """A path as seen from the root, the root itself being empty; None if it is not below."""
+        return path[len(self._root) :].lstrip("/") if f"{path}/".startswith(f"{self._root}/") else None
 
 
 def _handle(text: str) -> tuple[int, str]:
@@ -128,11 +137,6 @@ def _text(rest: str) -> str:
 
 def _decoded(text: str) -> str:
     return re.sub(r"\\x([0-9a-f]{2})", lambda match: chr(int(match[1], 16)), text)
-
-
-def _below(path: str, root: str) -> str | None:
-    """A path as seen from the root, the root itself being empty; None if it is not below."""
-    return path[len(root) :].lstrip("/") if f"{path}/".startswith(f"{root}/") else None
 
 
 def build(steps: list[Step], before: Path, after: Path, choice: random.Random) -> None:
@@ -163,14 +167,11 @@ def build(steps: list[Step], before: Path, after: Path, choice: random.Random) -
 
 
 def _write(content: bytearray, step: Write, kept: bool, choice: random.Random) -> None:
-    """Put a write where it belongs: after all before it, whether these are there or not."""
-    offset = sum(map(len, step.file.writes[: step.number]))
-    data = step.file.writes[step.number]
-    if not kept:
-        data = data[: choice.choice((0, 0, len(data) // 2))]
-    if data:
-        content.extend(bytes(max(0, offset - len(content))))
-        content[offset:] = data
+    """Put a write where it belongs, whether what comes before it is there or not; one that is not kept, in part."""
+    length = len(step.data) if kept else choice.choice((0, 0, len(step.data) // 2))
+    if length:
+        content.extend(bytes(max(0, step.offset - len(content))))
+        content[step.offset : step.offset + length] = step.data[:length]
 
 
 def _apply(name: Name, root: Path, contents: dict[int, bytearray]) -> None:
