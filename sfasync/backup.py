@@ -32,13 +32,22 @@ from .interfaces import (
     Source,
     SurveyedSource,
 )
-from .models import BackupResult, DiskRecord, Extent, Frozen, Manifest, check_id
+from .models import (
+    BackupResult,
+    DiskRecord,
+    DiskStatistics,
+    Extent,
+    FileRecord,
+    Frozen,
+    Manifest,
+    check_id,
+)
 from .pipeline import transfer
 from .progress import Meter, Reporter
 from .resources import Resources
 from .resuming import remaining, with_checkpoints
 from .tasks import cancelled, finish, run_all
-from .units import KiB
+from .units import KiB, MiB, TiB
 
 log = logging.getLogger("sfasync")
 
@@ -49,6 +58,8 @@ BAD_BLOCKS = ("fail", "zero")
 
 _GAP = 64 * KiB
 """A round trip for the data behind a shorter run of zeros costs more than the zeros (docs/performance.md)."""
+
+_DIGEST = "0" * 64
 
 _ABORT_SECONDS = 4.0  # cancelling a job ends it within 5 s
 
@@ -149,17 +160,9 @@ class Backup:
         snapshot_time = time.time()
         if session.interrupted is not None and session.interrupted.snapshot == view.snapshot_id:
             snapshot_time = session.interrupted.began
-        reporter.enter("running")
-        lists = await self._bad_before(parent)
-        before = {disk.id: _Before(parent.disk(disk.id) if parent else None, lists) for disk in view.disks}
-        disks = (self._disk(session, view, disk, before[disk.id], request, reporter) for disk in view.disks)
-        work = run_all(disks)
-        moved = await _unless_lost(view, work if view.snapshot_id is None else with_checkpoints(session, work))
-        bad = {disk.record.id: disk.bad for disk in moved if disk.bad}
-        reporter.enter("committing")
-        files = [await session.add_file(name, data) for name, data in _files(view, bad).items()]
-        manifest = await session.commit(
-            Manifest(
+
+        def manifest_of(disks: Sequence[DiskRecord], files: Sequence[FileRecord]) -> Manifest:
+            return Manifest(
                 id="",
                 repository=self._store.id,
                 seq=session.seq,
@@ -171,11 +174,22 @@ class Backup:
                 version=VERSION,
                 snapshot=view.snapshot_id,
                 tags=request.tags,
-                disks=tuple(disk.record for disk in moved),
+                disks=tuple(disks),
                 files=tuple(files),
                 seconds=time.monotonic() - began,
             )
-        )
+
+        session.check(manifest_of([_draft(disk) for disk in view.disks], [_draft_file(name) for name in view.files]))
+        reporter.enter("running")
+        lists = await self._bad_before(parent)
+        before = {disk.id: _Before(parent.disk(disk.id) if parent else None, lists) for disk in view.disks}
+        disks = (self._disk(session, view, disk, before[disk.id], request, reporter) for disk in view.disks)
+        work = run_all(disks)
+        moved = await _unless_lost(view, work if view.snapshot_id is None else with_checkpoints(session, work))
+        bad = {disk.record.id: disk.bad for disk in moved if disk.bad}
+        reporter.enter("committing")
+        files = [await session.add_file(name, data) for name, data in _files(view, bad).items()]
+        manifest = await session.commit(manifest_of([disk.record for disk in moved], files))
         warnings = [badblocks.describe(disk, blocks) for disk, blocks in bad.items()]
         warnings += await _tell_committed(view, manifest)
         return BackupResult(
@@ -316,6 +330,25 @@ class _Before:
     def bad(self, disk: str) -> tuple[Extent, ...]:
         """What the parent is missing of a disk."""
         return () if self.lists is None else self.lists.get(disk, ())
+
+
+def _draft(disk: SnapshotDisk) -> DiskRecord:
+    """A record about as long as that of the disk will be."""
+    size = disk.size or TiB
+    seconds = dict.fromkeys(("total", "memory", "read", "write", "seal", "store"), 1000.0)
+    return DiskRecord(
+        id=disk.id,
+        size=size,
+        root=_DIGEST,
+        tree=_DIGEST,
+        mode="incremental",
+        checkpoint=disk.checkpoint,
+        statistics=DiskStatistics(bytes_read=size, bytes_zero=size, bytes_new=size, bytes_stored=size, seconds=seconds),
+    )
+
+
+def _draft_file(name: str) -> FileRecord:
+    return FileRecord(name=name, size=MiB, digest=_DIGEST)
 
 
 def _salvaged(source: Source, request: BackupRequest) -> badblocks.SalvagedSource | None:

@@ -376,6 +376,14 @@ class BackupSession(Protocol):
 
     async def add_file(self, name: str, data: bytes) -> FileRecord: ...
 
+    def check(self, manifest: Manifest) -> None:
+        """See that a manifest like this one could be committed, before disks are read for it in vain.
+
+        Raises:
+            UsageError: It could not.
+        """
+        ...
+
     async def commit(self, manifest: Manifest) -> Manifest:
         """Make everything durable, then the manifest; returns it with id, repository and seq filled in.
 

@@ -104,6 +104,17 @@ async def test_expired_tracking_makes_a_full_backup_with_the_reason(engine: Engi
     assert third.disks[0].mode == "incremental"
 
 
+async def test_more_disks_than_a_manifest_can_tell_are_refused_before_any_is_read(
+    engine: Engine, repository: Repository
+) -> None:
+    disks = {f"disk-{number:03}": MemoryDisk(bytes(KiB)) for number in range(200)}
+    with pytest.raises(UsageError, match=r"a backup of 200 disks at once has a manifest of .* 65536 are the most"):
+        await engine.backup_vm("web-01", disks)
+    assert not any(disk.reads for disk in disks.values())
+    few = dict(list(disks.items())[:70])
+    assert len((await engine.backup_vm("web-01", few)).disks) == 70
+
+
 async def test_a_lost_lease_ends_the_backup(engine: Engine, repository: Repository) -> None:
     platform = TrackingPlatform({"vda": content(), "vdb": content()})
     platform.lose_after = 2 * MiB

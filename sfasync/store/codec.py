@@ -121,8 +121,15 @@ def encode_record(record: object) -> bytes:
     except (msgspec.MsgspecError, UnicodeError, TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"the {type(record).__name__} cannot be written: {printable(str(error))}") from error
     if len(payload) > MAX_RECORD:
-        raise UsageError(f"the {type(record).__name__} has {len(payload)} bytes; {MAX_RECORD} are the most")
+        raise UsageError(_too_large(record, len(payload)))
     return payload
+
+
+def _too_large(record: object, size: int) -> str:
+    if isinstance(record, Manifest):
+        what = f"a backup of {len(record.disks)} disks at once has a manifest of {size} bytes"
+        return f"{what}; {MAX_RECORD} are the most: back up fewer of them under one VM"
+    return f"the {type(record).__name__} has {size} bytes; {MAX_RECORD} are the most"
 
 
 def decode_record(payload: Buffer, kind: type[_T], key: str) -> _T:

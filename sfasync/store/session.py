@@ -26,7 +26,7 @@ from ..interfaces import Hold
 from ..models import DiskRecord, FileRecord, Frozen, Interruption, Manifest
 from ..workers import Workers
 from .blobs import BlobReader
-from .codec import as_stored
+from .codec import as_stored, encode_record
 from .disk import open_tree
 from .intake import Intake
 from .journal import JournalWriter
@@ -49,6 +49,7 @@ bounds. They take no more than a twentieth of the time of one thread.
 """
 
 _ENDED = ("committed", "aborted")
+_SOME_ID = "0" * 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +282,14 @@ class Session:
         record = self._files[name] = await self._workers.run_to_end(self._add_file, name, data)
         return record
 
+    def check(self, manifest: Manifest) -> None:
+        """As of `BackupSession`.
+
+        Raises:
+            UsageError: The manifest is larger than 64 KiB.
+        """
+        encode_record(self._identified(manifest, _SOME_ID))
+
     async def commit(self, manifest: Manifest) -> Manifest:
         """As of `BackupSession`. Cancelling waits until it is decided; the backup may exist then, or not.
 
@@ -292,8 +301,7 @@ class Session:
         """
         self._require_open()
         self._check_content(manifest)
-        backup, repository = secrets.token_hex(16), self._records.repository.hex()
-        manifest = as_stored(replace(manifest, id=backup, repository=repository, seq=self.seq))
+        manifest = as_stored(self._identified(manifest, secrets.token_hex(16)))
         self._state = "committing"
         await self._workers.run_to_end(self._commit, manifest)
         return manifest
@@ -389,6 +397,9 @@ class Session:
     def _end(self) -> None:
         _remove(self._records, self._claim.place, self._claim.hold)
         self._on_end(self)
+
+    def _identified(self, manifest: Manifest, backup: str) -> Manifest:
+        return replace(manifest, id=backup, repository=self._records.repository.hex(), seq=self.seq)
 
     def _check_content(self, manifest: Manifest) -> None:
         """See that the manifest tells of what this session holds, and of nothing else."""
