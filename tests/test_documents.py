@@ -80,6 +80,19 @@ def test_the_python_example_works(place: Path) -> None:
     assert (place / "restored" / "vda.raw").stat().st_size == 16 << 20
 
 
+def test_the_catalog_page_works(place: Path) -> None:
+    for program in ("nbdkit", "qemu-img", "qemu-nbd"):
+        require(program)
+    ended = shell(blocks("docs/howto/catalog.md", "sh"), place)
+    assert ended.returncode == 0, ended.stderr
+    assert "sfasync: " not in ended.stderr
+    script = [sys.executable, "-W", "error", "-c", blocks("docs/howto/catalog.md", "python")]
+    ended = subprocess.run(script, cwd=place, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "('daily',)" in ended.stdout
+    assert (place / "vda.raw").read_bytes() == (place / "disk.raw").read_bytes()
+
+
 def test_the_programs_of_the_client_page_work(place: Path) -> None:
     with nbdkit("memory", "64M") as server:
         script = blocks("docs/howto/client.md", "python").replace("nbd+unix:///?socket=disk.sock", server.uri)

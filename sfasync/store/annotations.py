@@ -13,10 +13,10 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from ..errors import IntegrityError, ObjectExistsError, ObjectMissingError, RepositoryVersionError
+from ..errors import IntegrityError, ObjectExistsError, ObjectMissingError, RepositoryVersionError, StorageError
 from ..models import Manifest
 from .codec import AnnotationRecord
-from .names import Annotated, Numbered, backup_key
+from .names import LAST_NUMBER, Annotated, Numbered, backup_key
 from .records import Records
 
 log = logging.getLogger("sfasync")
@@ -46,9 +46,16 @@ def readable(records: Records, places: Iterable[Annotated]) -> Iterator[Annotati
 
 
 def annotate(records: Records, backup: Numbered, record: AnnotationRecord) -> None:
-    """Add an annotation, after those that a backup has."""
+    """Add an annotation, after those that a backup has.
+
+    Raises:
+        StorageError: It could not be written.
+        UsageError: It is larger than 64 KiB.
+    """
     while True:
         number = max((place.number for place in of_backup(records, backup)), default=0) + 1
+        if number > LAST_NUMBER:
+            raise StorageError(f"{backup_key(*backup)} has used up all numbers of annotations")
         try:
             return records.put_annotation(Annotated(*backup, number), record)
         except ObjectExistsError:

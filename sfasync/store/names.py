@@ -39,6 +39,9 @@ TOMBSTONES = _BASE + "tombstones/"
 LAST_SEQ = 2**52
 """The highest number a backup may have: far out of reach, and safe in every language's numbers."""
 
+LAST_NUMBER = 2**32 - 1
+"""The highest number that an annotation of a backup may have."""
+
 _VM_CONTEXT = "sfasync 1 vm name"
 
 _ID = r"([0-9a-f]{32})"

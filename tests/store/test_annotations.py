@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfasync.errors import IntegrityError, ObjectExistsError
+from sfasync.errors import IntegrityError, ObjectExistsError, StorageError
 from sfasync.store.annotations import annotate, current, gaps, is_lost, of_backup, readable
 from sfasync.store.codec import AnnotationRecord, encode_record
-from sfasync.store.names import Annotated, Numbered, annotation_key, vm_name
+from sfasync.store.names import LAST_NUMBER, Annotated, Numbered, annotation_key, vm_name
 from sfasync.store.objects import ObjectKind, encode
 from sfasync.store.records import Records
 
@@ -101,6 +101,13 @@ def test_one_that_names_no_backup_is_refused(records: Records, store: MemoryStor
     store.put(key, encode(ObjectKind.ANNOTATION, key, REPOSITORY, payload))
     with pytest.raises(IntegrityError, match="its backup is no id"):
         records.annotation(place)
+
+
+def test_numbers_end(records: Records) -> None:
+    records.put_annotation(Annotated(*PLACE, LAST_NUMBER), change(add=("x",)))
+    with pytest.raises(StorageError, match="used up all numbers"):
+        annotate(records, PLACE, change(add=("y",)))
+    assert records.annotated() == [Annotated(*PLACE, LAST_NUMBER)]
 
 
 def test_gaps_are_found() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +13,17 @@ import pytest
 from sfasync.errors import BackupNotFoundError, IntegrityError, StorageError, UsageError
 from sfasync.models import Manifest
 from sfasync.store import local
+from sfasync.store.annotations import gaps, is_lost
 from sfasync.store.cache import cache_path
+from sfasync.store.catalog import Catalog
 from sfasync.store.names import ANNOTATIONS, Numbered, backup_key, vm_name
+from sfasync.store.objectcache import ObjectCache
 from sfasync.store.records import Records
 from sfasync.store.repository import Repository
 
+from .memory import MemoryStore
 from .support import back_up, flip, manifest_of, noise, read_disk, write_disk
+from .test_codec import MANIFEST
 
 
 async def several(repository: Repository, vm: str, count: int) -> list[Manifest]:
@@ -234,6 +239,36 @@ async def test_a_cache_that_lies_is_not_believed(repository: Repository, damage:
     assert await repository.backups() == made
     assert [await repository.find(backup.id) for backup in made] == made
     assert [await repository.find(backup.id[:8]) for backup in made] == made
+
+
+class Killed(Exception):  # noqa: N818  # not an error of ours
+    """The process ended here."""
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_a_killed_forget_leaves_the_backup_or_the_record(step: int) -> None:
+    repository = bytes.fromhex(MANIFEST.repository)
+    store = MemoryStore()
+    records = Records(store, repository)
+    place = Numbered(vm_name(repository, MANIFEST.vm), MANIFEST.seq)
+    records.put_manifest(place, MANIFEST)
+    catalog = Catalog(records, ObjectCache(repository))
+    operations = iter(range(100))
+
+    def before(operation: str, key: str) -> None:
+        if next(operations) == step:
+            raise Killed
+
+    store.before = before
+    with nullcontext() if step == 3 else pytest.raises(Killed):  # a listing, the record, and the removal
+        catalog.forget(MANIFEST, "")
+    store.before = lambda operation, key: None
+    assert (records.numbered() == []) == (step == 3)
+    assert (records.annotated() == []) == (step < 2)
+    assert not is_lost(records, place)
+    catalog.forget(MANIFEST, "again")
+    assert records.numbered() == []
+    assert list(gaps(records.annotated())) == []
 
 
 async def test_a_session_goes_on_when_its_parent_is_forgotten(repository: Repository) -> None:
