@@ -22,7 +22,7 @@ from ..support.servers import Server, nbdkit
 
 VM = "web-01"
 
-CHANGING = ("open", "fsync", "link", "unlink", "mkdir", "write", "flock")
+CHANGING = ("open", "fsync", "link", "unlink", "mkdir", "pwrite", "flock")
 KILLS = [(function, fault) for function in CHANGING for fault in ("before", "after")]
 FAILURES = [(function, "EIO") for function in CHANGING] + [
     (function, "ENOSPC") for function in ("open", "link", "mkdir")
@@ -35,7 +35,7 @@ FEW = [
     ("link", "after", 5),
     ("unlink", "before", 1),
 ]
-FEW += [("fsync", "before", 3), ("write", "before", 12), ("fsync", "EIO", 8), ("write", "ENOSPC", 9)]
+FEW += [("fsync", "before", 3), ("pwrite", "before", 4), ("fsync", "EIO", 8), ("pwrite", "ENOSPC", 3)]
 
 
 class Place:

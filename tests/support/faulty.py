@@ -3,10 +3,10 @@
     python -m tests.support.faulty FUNCTION FAULT N MARK ARGUMENT...
 
 `FUNCTION` is the name of one in `os`, or `flock`; of `open`, only calls that may write are counted. `FAULT` is
-``before`` or ``after`` (the process is killed before or after the call), ``cut-log`` or ``cut-all`` (before it, the
-power of the repository's file system is cut, as of `power.cut`, and the process killed) or the name of an errno (the
-call fails). The file `MARK` is created when the call is reached. strace can do the like, but counts the calls of each
-thread apart.
+``before`` or ``after`` (the process is killed before or after the call), ``stop`` (it is stopped before it),
+``cut-log`` or ``cut-all`` (before it, the power of the repository's file system is cut, as of `power.cut`, and the
+process killed) or the name of an errno (the call fails). The file `MARK` is created when the call is reached. strace
+can do the like, but counts the calls of each thread apart.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import itertools
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from types import ModuleType
@@ -43,6 +44,9 @@ def inject(function: str, fault: str, when: int, mark: str) -> None:
             _die()
         if fault == "before":
             _die()
+        if fault == "stop":
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # to this thread: it must not get any farther
+            return original(*args, **options)
         if fault == "after":
             with suppress(OSError):
                 original(*args, **options)
