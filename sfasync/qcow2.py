@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -17,6 +18,8 @@ from .transport.export import Export, open_export
 
 _START_SECONDS = 10.0
 _EXIT_SECONDS = 30.0  # qemu-nbd writes its metadata caches back when it ends
+
+_starting = threading.Lock()
 
 
 @asynccontextmanager
@@ -87,6 +90,16 @@ async def _connect(
 
 
 async def _start(program: str, *arguments: str) -> asyncio.subprocess.Process:
+    # uvloop refuses to fork while the loop of another thread does, and cannot be closed after that.
+    while not _starting.acquire(blocking=False):  # noqa: ASYNC110 - no event is for several loops
+        await asyncio.sleep(0.005)
+    try:
+        return await _spawn(program, *arguments)
+    finally:
+        _starting.release()
+
+
+async def _spawn(program: str, *arguments: str) -> asyncio.subprocess.Process:
     try:
         return await asyncio.create_subprocess_exec(
             program,

@@ -8,10 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from sfasync import qcow2
 from sfasync.errors import ConnectionLostError, TargetError, UsageError
@@ -112,6 +115,28 @@ async def test_a_server_that_dies_is_not_waited_for(path: Path) -> None:
                 await export.write(0, b"x" * 512)
                 await export.flush()
     assert not servers_of(path)
+
+
+def test_loops_in_several_threads_start_servers_at_once(tmp_path: Path) -> None:
+    require("qemu-nbd")
+    began = threading.Barrier(4)
+
+    async def make(number: int) -> None:
+        path = tmp_path / f"{number}.qcow2"
+        path.touch()
+        for _ in range(5):
+            async with image(path) as export:
+                await export.write(0, bytes([number]) * 512)
+            assert not servers_of(path)
+
+    def run(number: int) -> None:
+        began.wait(10)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(make(number))
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(run, number) for number in range(4)]:
+            done.result()
 
 
 async def test_a_process_that_has_just_ended_can_be_stopped() -> None:
