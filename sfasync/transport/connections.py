@@ -103,6 +103,8 @@ class Connections:
         self._retry = retry
         self._all = [first]
         self._wanted = 1
+        self._expected = 0  # beyond those, while they are being opened
+        self._joining: asyncio.Task[None] | None = None
         self._replacing: asyncio.Task[None] | None = None
         self._suspects = 0
         self._waiting: list[Waiter] = []
@@ -118,8 +120,8 @@ class Connections:
 
     @property
     def wanted(self) -> int:
-        """How many there are when all is well."""
-        return self._wanted
+        """How many there are, or will be, when all is well."""
+        return self._wanted + self._expected
 
     def replaces(self, error: SfasyncError) -> bool:
         """Whether a connection that ended like this is replaced."""
@@ -182,20 +184,27 @@ class Connections:
 
     # --- opening and closing ---
 
-    async def add(self, count: int) -> None:
-        """Open further connections, as many of `count` as the server lets in within a short time.
+    def join(self, count: int) -> None:
+        """Open further connections beside the work, as many of `count` as the server lets in within a short time.
 
-        Raises:
-            ExportError: The server describes the export differently on one of them.
+        If the server describes the export differently on one of them, that is the end of all.
         """
-        await run_all(self._add_one() for _ in range(count))
-        self._wanted = len(self._all)
+        self._expected = count
+        self._joining = asyncio.get_running_loop().create_task(self._join(count))
+
+    async def joined(self) -> None:
+        """Wait until no further connection is being opened. Cancelling leaves them to it."""
+        if self._joining is not None:
+            await asyncio.wait([self._joining])
 
     async def aclose(self) -> None:
         """Close all; requests under way fail. Idempotent. Cancelling aborts."""
         self._closed = True
         try:
-            interrupted = None if self._replacing is None else await cancelled(self._replacing)
+            interrupted = None
+            for task in (self._joining, self._replacing):
+                if task is not None:
+                    interrupted = await cancelled(task) or interrupted
             await asyncio.gather(*(connection.aclose() for connection in self._all))
         finally:
             for connection in self._all:
@@ -208,12 +217,23 @@ class Connections:
         """End all without a word; requests under way fail, with `error` if that is given."""
         self._closed = True
         self.failure = self.failure or error
-        if self._replacing is not None:
-            self._replacing.cancel()
+        for task in (self._joining, self._replacing):
+            if task is not None:
+                task.cancel()
         for connection in self._all:
             connection.abort(error)
 
-    async def _add_one(self) -> None:
+    async def _join(self, count: int) -> None:
+        try:
+            await run_all(self._join_one() for _ in range(count))
+        except ExportError as error:
+            self._joining = None  # not to be cancelled by what it does itself
+            self.abort(error)
+        finally:
+            self._wanted, self._expected = len(self._all), 0
+            self._wake()
+
+    async def _join_one(self) -> None:
         try:
             async with asyncio.timeout(_EXTRA_CONNECT):
                 connection = await self._recipe.connect()
@@ -224,6 +244,7 @@ class Connections:
         self.durability.joined(connection)
         if not self._same(connection):
             raise ExportError(f"{self._peer}: size, flags or block sizes differ between two connections")
+        self._wake()
 
     def _same(self, connection: Connection) -> bool:
         mine, theirs = self._info, connection.info

@@ -59,6 +59,8 @@ async def open_export(
 ) -> Export:
     """Open an export; close it with `aclose`, or use it as an asynchronous context manager.
 
+    It is open with its first connection, and can be read; writes wait for the others, 3 s at most.
+
     Args:
         address: Where it is, or its URI.
         connections: Connections to use, 1 to 16; None for one. More than one only where the server promises that they
@@ -91,11 +93,7 @@ async def open_export(
     several = limits.connections > 1 and (shared if multi_conn is None else multi_conn)
     export = Export(recipe, first, retry if shared or not several else replace(retry, outage=0.0))
     if several:
-        try:
-            await export.add_connections(limits.connections - 1)
-        except BaseException:
-            export.abort()
-            raise
+        export.add_connections(limits.connections - 1)
     return export
 
 
@@ -462,13 +460,17 @@ class Export:
 
     # --- connections ---
 
-    async def add_connections(self, count: int) -> None:
+    def add_connections(self, count: int) -> None:
         """Open further connections, as many of `count` as the server lets in within a short time.
 
-        Raises:
-            ExportError: The server describes the export differently on one of them.
+        Reads go on meanwhile. If one of them leads to another export, every call fails with an `ExportError`.
         """
-        await self._connections.add(count)
+        self._connections.join(count)
+
+    async def connected(self) -> int:
+        """How many connections are open, once no more are being opened."""
+        await self._connections.joined()
+        return self.connections
 
     # --- commands ---
 
@@ -522,6 +524,8 @@ class Export:
 
     async def _write(self, commands: Generator[Command, None, None], window: int | None = None) -> None:
         """Carry out what changes the disk, and take note of what was acknowledged where."""
+        # One that joins later might be with a server that was started anew, and vouch for writes that it never saw.
+        await self._connections.joined()
         call = self._call(commands, window)
         call.on_answer = self._acknowledged if self._retry.outage else None
         try:

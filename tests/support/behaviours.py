@@ -100,8 +100,9 @@ async def opens(address: ExportAddress, timeouts: Timeouts) -> None:
 
 
 async def opens_twice(address: ExportAddress, timeouts: Timeouts) -> None:
-    async with await open_export(address, timeouts=timeouts, connections=2):
-        pass
+    async with await open_export(address, timeouts=timeouts, connections=2) as export:
+        await export.connected()
+        await export.read(0, 512)
 
 
 async def lists(address: ExportAddress, timeouts: Timeouts) -> None:

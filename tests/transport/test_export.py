@@ -269,7 +269,7 @@ async def test_what_is_not_offered_is_said_or_made_up_for() -> None:
 async def test_several_connections_where_the_server_allows() -> None:
     with nbdkit("memory", "16M") as server:
         async with await open_export(server.uri, connections=4) as export:
-            assert export.connections == 4
+            assert await export.connected() == 4
             content = noise(16 * MiB)
             await asyncio.gather(*(export.write(o, content[o : o + MiB]) for o in range(0, 16 * MiB, MiB)))
             assert await export.flush() is True
@@ -281,7 +281,7 @@ async def test_several_connections_against_the_servers_word(forced: bool) -> Non
     with nbdkit("memory", "1M", "multi-conn-mode=disable", filters=("multi-conn",)) as server:
         async with await open_export(server.uri, connections=3, multi_conn=forced or None) as export:
             assert not export.can_multi_conn
-            assert export.connections == (3 if forced else 1)
+            assert await export.connected() == (3 if forced else 1)
             await asyncio.gather(*(export.write(n * 512, b"x" * 512) for n in range(8)))
             assert await export.flush() is True
 
@@ -297,7 +297,45 @@ async def test_a_server_at_its_limit_gives_fewer_connections(monkeypatch: pytest
         await client.silence()
 
     async with liar(honest, honest, busy) as address, await open_export(address, connections=4) as export:
-        assert export.connections == 2
+        assert await export.connected() == 2
+
+
+async def test_reads_do_not_wait_for_further_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfasync.transport.connections._EXTRA_CONNECT", 1000)
+    busy_clients = 0
+
+    async def honest(client: Client) -> None:
+        await client.open()
+        while True:
+            request = await client.request()
+            await client.say(peer.data(request.cookie, request.offset, bytes(request.length), done=True))
+
+    async def busy(client: Client) -> None:
+        nonlocal busy_clients
+        busy_clients += 1
+        await client.silence()
+
+    async with liar(honest, busy) as address, await open_export(address, connections=2) as export:
+        while not busy_clients:
+            await asyncio.sleep(0)
+        assert await export.read(0, 512) == bytes(512)
+        assert export.connections == 1
+
+
+async def test_closing_ends_the_opening_of_further_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfasync.transport.connections._EXTRA_CONNECT", 1000)
+
+    async def honest(client: Client) -> None:
+        await client.open()
+        await client.request()
+
+    async def busy(client: Client) -> None:
+        await client.silence()
+
+    async with liar(honest, busy) as address:
+        export = await open_export(address, connections=3)
+        await export.aclose()
+        assert export.connections == 0
 
 
 async def test_connections_to_different_disks_are_refused() -> None:
@@ -309,9 +347,11 @@ async def test_connections_to_different_disks_are_refused() -> None:
         await client.open(2 * MiB)
         await client.silence()
 
-    async with liar(one, other) as address:
-        with pytest.raises(ExportError, match="differ between two connections"):
-            await open_export(address, connections=2)
+    async with liar(one, other) as address, await open_export(address, connections=2) as export:
+        assert await export.connected() == 0
+        for _ in range(2):
+            with pytest.raises(ExportError, match="differ between two connections"):
+                await export.read(0, 512)
 
 
 async def test_a_lost_connection_leaves_the_others() -> None:
@@ -326,6 +366,7 @@ async def test_a_lost_connection_leaves_the_others() -> None:
         await client.request()
 
     async with liar(honest, lost) as address, await open_export(address, connections=2) as export:
+        assert await export.connected() == 2
         results = await asyncio.gather(*(export.read(0, 512) for _ in range(4)), return_exceptions=True)
         assert sum(isinstance(result, ConnectionLostError) for result in results) == 2
         assert export.connections == 1
@@ -664,7 +705,7 @@ async def test_cancelling_at_every_turn_and_using_the_export_again(turns: int) -
                 task.cancel()
                 await asyncio.wait({task})
                 assert await export.read(2 * MiB, MiB) == noise(4 * MiB)[2 * MiB : 3 * MiB]
-            assert export.connections == 2
+            assert await export.connected() == 2
 
 
 async def test_no_view_of_the_callers_memory_is_kept() -> None:

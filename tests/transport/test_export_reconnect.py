@@ -461,6 +461,7 @@ async def test_a_connection_that_stayed_vouches_for_those_that_went() -> None:
     with nbdkit("memory", "8M", "--threads=1", tcp=True) as server, resetting(server) as proxy:
         async with await open_export(server.uri, retry=QUICK, connections=4) as export:
             await write_all(export, noise(8 * MiB), 64 * KiB)
+            assert export.connections == 4, "writes wait for all of them"
             for connection in export._connections.each()[1:]:
                 connection.abort(ConnectionLostError("cut"))
             await asyncio.sleep(0)
