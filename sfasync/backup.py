@@ -424,11 +424,14 @@ async def _tell_committed(view: SnapshotView, manifest: Manifest) -> list[str]:
 
 
 def _limited_by(disks: Sequence[DiskRecord]) -> str:
-    """The stage that the lanes of all disks waited for longest."""
+    """The stage that the lanes of all disks waited for longest.
+
+    Waiting for memory does not count: who holds it is reading or writing, and both are counted.
+    """
 
     def waited(stage: str) -> float:
         return sum(disk.statistics.seconds.get(stage, 0.0) for disk in disks)
 
-    if waited("read") >= waited("write") + waited("memory"):
+    if waited("read") >= waited("write"):
         return "source"
     return "compression" if waited("seal") >= waited("store") else "store"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from sfasync import CbtError, Engine, LeaseLostError, Repository, SourceError, StorageError, UsageError, backup
+from sfasync import CbtError, Engine, LeaseLostError, Limits, Repository, SourceError, StorageError, UsageError, backup
+from sfasync.models import DiskRecord, DiskStatistics
 from sfasync.store.names import Numbered
 from sfasync.store.records import Records
 from sfasync.units import KiB, MiB
@@ -202,3 +204,35 @@ async def test_bad_ids_are_refused_before_anything_happens(engine: Engine, bad: 
         await engine.backup_vm("web-01", {bad: MemoryDisk(b"x")})
     with pytest.raises(UsageError, match="mode 'half'"):
         await engine.backup_vm("web-01", {"vda": MemoryDisk(b"x")}, mode="half")
+
+
+class SlowDisk(MemoryDisk):
+    """A disk of which each read takes a tenth of a second."""
+
+    async def read_into(self, offset: int, buffer: memoryview) -> None:
+        await asyncio.sleep(0.1)
+        await super().read_into(offset, buffer)
+
+
+@pytest.mark.parametrize("disks", [1, 16])
+async def test_a_slow_source_limits_a_backup(repository: Repository, disks: int) -> None:
+    """Also where most of the reads wait for memory, which other reads hold."""
+    sources = {f"disk-{number}": SlowDisk(bytes([number + 1]) * 2 * MiB) for number in range(disks)}
+    async with Engine(repository, limits=Limits(memory=16 * MiB)) as engine:
+        result = await engine.backup_vm("web-01", sources)
+    assert result.limited_by == "source"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "limited_by"),
+    [
+        ({"memory": 9.0, "read": 2.0, "write": 1.0, "seal": 5.0, "store": 0.0}, "source"),
+        ({"memory": 0.0, "read": 1.0, "write": 2.0, "seal": 5.0, "store": 4.0}, "compression"),
+        ({"memory": 0.0, "read": 1.0, "write": 2.0, "seal": 4.0, "store": 5.0}, "store"),
+    ],
+)
+def test_what_took_longest_limited_a_backup(seconds: dict[str, float], limited_by: str) -> None:
+    record = DiskRecord(
+        id="vda", size=1, root="", tree="", mode="full", reasons=(), statistics=DiskStatistics(seconds=seconds)
+    )
+    assert backup._limited_by([record, record]) == limited_by

@@ -58,8 +58,8 @@ class BlobReader:
         """
         failures: list[_Failure] = []
         for prepare in (None, self._locator.sync, self._locator.rebuild_once):
-            if prepare is not None:
-                prepare()
+            if prepare is not None and prepare() is False:
+                break  # the index was read anew before: it would say the same
             is_read, bad = self._try_all(kind, name, buffer)
             failures += bad
             if is_read:

@@ -137,3 +137,27 @@ def test_opening_tells_what_is_wrong() -> None:
         open_blob(BlobKind.CHUNK, bytes(32), 5000, sealed, "pack")
     with pytest.raises(IntegrityError, match=r"chunk .* in pack is damaged"):
         open_blob(BlobKind.CHUNK, content_digest(data), 4999, sealed, "pack")
+
+
+def test_what_is_damaged_is_read_no_more_often_than_the_index(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A private locator reads the index when it is first asked, and need not make its cache anew."""
+    pack = write(store, 1)
+    put_index(store, [pack])
+    kind, data = CONTENTS[0]
+    key = pack_key(pack.id)
+    store.objects[key] = bytes(len(store.objects[key]))
+    reads = []
+    read_into = store.read_into
+
+    def counting(key: str, offset: int, buffer: memoryview) -> int:
+        reads.append(key)
+        return read_into(key, offset, buffer)
+
+    monkeypatch.setattr(store, "read_into", counting)
+    locator = Locator(store, REPOSITORY, private=True)
+    with pytest.raises(IntegrityError):
+        BlobReader(store, locator).read(kind, digest(kind, data), len(data))
+    locator.close()
+    assert reads == [key]
