@@ -65,7 +65,7 @@ def test_the_tutorial_tells_the_truth(place: Path) -> None:
     script = blocks("docs/howto/tutorial.md", "sh").replace("sfasync backup", "sfasync backup --json")
     ended = shell(script, place)
     results = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith('{"event":"result"')]
-    first, second = (result for result in results if result["command"] == "backup")
+    first, second, _ = (result for result in results if result["command"] == "backup")
     new = [sum(disk["bytes_new"] for disk in result["disks"]) for result in (first, second)]
     assert new == [48 << 20, 2 << 20]
     assert (place / "restored" / "data.raw").stat().st_size == 20 << 30

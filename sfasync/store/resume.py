@@ -27,7 +27,8 @@ from .tree import DIGEST, ZERO, Geometry
 log = logging.getLogger("sfasync")
 
 MAX_RUNS = 200_000
-"""Runs of one VM that are looked at, about 40 MB."""
+MAX_JOURNALS = 20_000
+"""Runs and journals of one VM that are looked at: about 40 MB of memory, and 80 TiB of disk in chunks of 1 MiB."""
 
 LIFETIME = 7 * 86400.0
 """Seconds for which a journal is kept after its session died."""
@@ -126,7 +127,7 @@ class Interrupted:
         self.last: Interruption | None = None
         left = MAX_RUNS
         for place, (_, header, disks) in _readable(records, places):
-            if header.chunk_size != chunk_size or left <= 0:
+            if header.chunk_size != chunk_size:
                 continue
             if self.last is None or self.last.snapshot != header.snapshot:
                 self.last = Interruption(snapshot=header.snapshot, began=header.created)
@@ -134,7 +135,7 @@ class Interrupted:
                 state = disk.id, disk.size, Frozen(snapshot=header.snapshot, checkpoint=disk.checkpoint)
                 pieces = self._found.setdefault(state, [])
                 pieces += (_Piece(run.first, run.first + run.chunks, place, run.position) for run in runs[:left])
-                left -= len(runs)
+                left = max(0, left - len(runs))
 
     def disk(self, disk_id: str, size: int, frozen: Frozen) -> Remains | None:
         """What is finished of a disk in exactly this state; None for nothing."""
@@ -142,11 +143,11 @@ class Interrupted:
         return Remains(pieces, self._journals) if pieces else None
 
 
-def _readable(records: Records, places: Iterable[JournalPlace]) -> Iterator[tuple[JournalPlace, Journal]]:
-    """The journals in these places. One that is damaged is left out, with a warning in the log; one that is gone,
+def _readable(records: Records, places: Sequence[JournalPlace]) -> Iterator[tuple[JournalPlace, Journal]]:
+    """The last journals in these places. One that is damaged is left out, with a warning in the log; one that is gone,
     without.
     """
-    for place in places:
+    for place in places[-MAX_JOURNALS:]:
         try:
             journal = read_journal(records, place)
         except ObjectMissingError:
@@ -209,9 +210,8 @@ def unfinished(records: Records) -> list[UnfinishedBackup]:
                 tally.updated = max(tally.updated, records.store.modified(journal_key(*place)))
             for disk, runs in zip(header.disks, disks, strict=True):
                 pieces = tally.disks.setdefault((disk.id, Geometry(disk.size, header.chunk_size)), [])
-                pieces += (
-                    _Piece(run.first, run.first + run.chunks, place, None) for run in runs[: MAX_RUNS - tally.runs]
-                )
+                room = max(0, MAX_RUNS - tally.runs)
+                pieces += (_Piece(run.first, run.first + run.chunks, place, None) for run in runs[:room])
                 tally.runs += len(runs)
         found += (tally.summary(snapshot, running=vm in live) for snapshot, tally in tallies.items())
     return sorted(found, key=attrgetter("vm", "started"))

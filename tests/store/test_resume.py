@@ -251,8 +251,19 @@ async def test_a_pack_that_goes_while_the_next_session_relies_on_it(repository: 
 async def test_no_more_runs_than_fit_into_memory(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     await interrupt(repository, range(COUNT))
     monkeypatch.setattr(module, "MAX_RUNS", 2)
+    (unfinished,) = await repository.unfinished()
+    assert unfinished.bytes_journaled == 3 * CHUNK
     session = await repository.begin("web-01")
     assert await adopted(session) == [Extent(0, 3 * CHUNK)], "a run of data and one of zeros"
+    await session.abort()
+
+
+async def test_no_more_journals_than_can_be_read_soon(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(3):
+        await interrupt(repository, range(index, index + 1))
+    monkeypatch.setattr(module, "MAX_JOURNALS", 2)
+    session = await repository.begin("web-01")
+    assert await adopted(session) == [Extent(CHUNK, 2 * CHUNK)], "the last two"
     await session.abort()
 
 

@@ -169,10 +169,10 @@ class LosingDisk(MemoryDisk):
     def __init__(self, content: bytes, lost: asyncio.Future[str], lose_after: int | None) -> None:
         super().__init__(content)
         self._lost = lost
-        self._lose_after = lose_after
+        self.lose_after = lose_after
 
     async def read_into(self, offset: int, buffer: memoryview) -> None:
         await super().read_into(offset, buffer)
         read = sum(length for _, length in self.reads)
-        if self._lose_after is not None and read >= self._lose_after and not self._lost.done():
+        if self.lose_after is not None and read >= self.lose_after and not self._lost.done():
             self._lost.set_result("the lease ran out")
