@@ -25,6 +25,7 @@ COMMANDS = [
     "tag",
     "forget",
     "export",
+    "diff",
     "verify",
     "copy",
     "info",

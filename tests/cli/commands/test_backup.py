@@ -179,6 +179,10 @@ def test_a_disk_with_a_bad_sector_that_may_be_lost(repository: Path, disk: Path,
     assert ended.last["disks"][0]["retries"] > 0
     shown = sfasync("show", "vm@latest", "--json").last
     assert [file["name"] for file in shown["files"]] == ["bad-blocks.json"]
+    assert shown["bad_blocks"] == {"vda": [[spot, 512]]}
+    assert (
+        f"512 bytes could not be read and are zeros in the backup, at offset {spot}" in sfasync("show", "vm@latest").out
+    )
     restored = sfasync("restore", "vm@latest", "--to", tmp_path / "out", "--verify-after", "--json")
     assert restored.status == 0
     assert any("could not be read" in warning for warning in restored.last["warnings"])

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+
+import pytest
+
+from sfasync import Manifest, Repository
 
 from ...support.command import sfasync
 
@@ -18,6 +23,35 @@ def test_everything_for_programs(backup: str) -> None:
     result = sfasync("show", backup[:6], "--json").last
     assert (result["command"], result["id"], result["vm"]) == ("show", backup, "vm")
     assert (result["platform"], result["parent"], result["files"]) == ("plain", None, [])
+
+
+def test_a_lost_list_of_bad_blocks_does_not_hide_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = tmp_path / "repository"
+
+    async def make() -> None:
+        async with await Repository.init(where) as repository:
+            session = await repository.begin("vm")
+            file = await session.add_file("bad-blocks.json", b"no list")
+            manifest = Manifest(
+                id="",
+                repository="",
+                seq=0,
+                vm="vm",
+                vm_name="vm",
+                time=0,
+                platform="x",
+                version="0",
+                disks=(),
+                files=(file,),
+            )
+            await session.commit(manifest)
+
+    asyncio.run(make())
+    monkeypatch.setenv("SFASYNC_REPOSITORY", str(where))
+    ended = sfasync("show", "vm@latest", "--json")
+    assert (ended.status, ended.last["bad_blocks"]) == (0, None)
+    assert "the list of them is damaged" in ended.err
+    assert "file bad-blocks.json" in sfasync("show", "vm@latest").out
 
 
 def test_no_such_backup(repository: Path) -> None:
