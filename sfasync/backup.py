@@ -228,6 +228,7 @@ class Backup:
             began = time.monotonic()
             salvaged = _salvaged(opened, request)
             source = self._resources.throttled(salvaged or opened)
+            before = await _with_losses(session, disk, before, request)
             mode, reasons = _mode(disk, before, request)
             meter = reporter.meter(disk.id, source.size)
             writer = session.disk(
@@ -282,9 +283,9 @@ class Backup:
         meter: Meter,
     ) -> None:
         changed = disk.changed() if mode == "incremental" else None
-        bad = before.bad(disk.id)
-        if changed is not None and bad:
-            changed = with_also(changed, bad)  # what the parent has there is not what was on the disk
+        missing = before.missing(disk.id)
+        if changed is not None and missing:
+            changed = with_also(changed, missing)
         plan = chunks(
             source.extents(),
             size=source.size,
@@ -321,15 +322,18 @@ class _Before:
 
     Attributes:
         record: Its record there; None if it was not in it.
-        lists: The bad blocks of all its disks; None if they are not known.
+        lists: The bad blocks of all its disks, which are not what was on them; None if they are not known.
+        lost: What the repository lost of this one; None if that is too much to keep anything.
     """
 
     record: DiskRecord | None
     lists: badblocks.BadBlocks | None
+    lost: tuple[Extent, ...] | None = ()
 
-    def bad(self, disk: str) -> tuple[Extent, ...]:
-        """What the parent is missing of a disk."""
-        return () if self.lists is None else self.lists.get(disk, ())
+    def missing(self, disk: str) -> tuple[Extent, ...]:
+        """What the parent is missing of a disk, in order."""
+        bad = () if self.lists is None else self.lists.get(disk, ())
+        return tuple(sorted((*bad, *(self.lost or ())), key=lambda extent: extent.offset))
 
 
 def _draft(disk: SnapshotDisk) -> DiskRecord:
@@ -358,6 +362,21 @@ def _salvaged(source: Source, request: BackupRequest) -> badblocks.SalvagedSourc
     return None
 
 
+async def _with_losses(session: BackupSession, disk: SnapshotDisk, before: _Before, request: BackupRequest) -> _Before:
+    """What the parent has of a disk, and what of that is lost, where something might be kept."""
+    if request.mode == "full" or before.record is None or disk.reason is not None:
+        return before
+    try:
+        lost = await session.lost(before.record)
+    except IntegrityError as error:
+        log.warning("disk %r is read as a whole, nothing is kept of the last backup: %s", disk.id, error)
+        return replace(before, lost=None)
+    if lost:
+        size = sum(extent.length for extent in lost)
+        log.warning("disk %r: %d bytes of the last backup are lost in the repository and read again", disk.id, size)
+    return replace(before, lost=lost)
+
+
 def _mode(disk: SnapshotDisk, before: _Before, request: BackupRequest) -> tuple[str, tuple[str, ...]]:
     """Full or incremental, and why."""
     reasons = []
@@ -367,6 +386,8 @@ def _mode(disk: SnapshotDisk, before: _Before, request: BackupRequest) -> tuple[
         reasons.append("first-backup")
     elif before.lists is None:
         reasons.append("bad-blocks-unknown")
+    elif before.lost is None:
+        reasons.append("parent-damaged")
     if request.mode != "full" and disk.reason is not None:
         reasons.append(disk.reason)
     if not reasons:

@@ -364,6 +364,14 @@ class BackupSession(Protocol):
         """
         ...
 
+    async def lost(self, disk: DiskRecord) -> tuple[Extent, ...]:
+        """What of a disk of the parent must not be kept, in order: no good copy of it is known.
+
+        Raises:
+            IntegrityError: Nothing of it can be kept.
+        """
+        ...
+
     async def checkpoint(self) -> float:
         """Make what is finished durable, and note it for a backup that goes on should this one be interrupted.
 

@@ -15,7 +15,7 @@ from .seal import BlobKind, unseal
 from .tree import content_digest, page_digest
 
 _Failure = tuple[Location, IntegrityError | StorageError]
-BadCopy = Callable[[Location, Blob, IntegrityError | StorageError], None]
+OnBad = Callable[[Location, Blob, IntegrityError | StorageError], None]
 """Called with where a copy of a blob is, what it should be, and what is wrong with it."""
 
 
@@ -29,7 +29,7 @@ class BlobReader:
     """
 
     def __init__(
-        self, store: ObjectStore, locator: Locator, on_bad: BadCopy = lambda location, blob, error: None
+        self, store: ObjectStore, locator: Locator, on_bad: OnBad = lambda location, blob, error: None
     ) -> None:
         self._store = store
         self._locator = locator

@@ -48,6 +48,8 @@ QUARANTINED = """(
     OR EXISTS (SELECT 1 FROM bad_blobs AS bad WHERE bad.pack = packs.id AND bad.kind = 0))"""
 _COPIES = "blobs JOIN packs ON packs.number = blobs.pack"
 _MOST_NAMES = 128
+_PRESENT = "CREATE TEMP TABLE IF NOT EXISTS present (id BLOB PRIMARY KEY) WITHOUT ROWID"
+_DOOMED = "CREATE TEMP TABLE IF NOT EXISTS doomed (id BLOB PRIMARY KEY) WITHOUT ROWID"
 
 
 class Location(NamedTuple):
@@ -63,6 +65,20 @@ class Location(NamedTuple):
     ordinal: int
     offset: int
     length: int
+
+
+class BadCopy(NamedTuple):
+    """A copy of a blob that is in quarantine, or all that a pack has.
+
+    Attributes:
+        pack: Id of the pack.
+        kind, name, raw: The blob; kind None for the whole pack.
+    """
+
+    pack: bytes
+    kind: BlobKind | None
+    name: bytes
+    raw: int
 
 
 class IndexCache(CacheFile):
@@ -121,8 +137,9 @@ class IndexCache(CacheFile):
         on those that are taken in later.
         """
         with self.transaction() as connection:
+            connection.execute(_PRESENT)
+            connection.execute(_DOOMED)
             for table, packs in (("present", present), ("doomed", doomed)):
-                connection.execute(f"CREATE TEMP TABLE IF NOT EXISTS {table} (id BLOB PRIMARY KEY) WITHOUT ROWID")
                 connection.execute(f"DELETE FROM {table}")  # noqa: S608  # fixed words
                 connection.executemany(
                     f"INSERT OR IGNORE INTO {table} VALUES (?)",  # noqa: S608  # fixed words
@@ -154,6 +171,19 @@ class IndexCache(CacheFile):
                         "INSERT OR IGNORE INTO bad_blobs VALUES (?, ?, ?, ?, ?)",
                         ((pack, *row, record) for row in ([(0, b"", 0)] if damaged.blobs is None else rows)),
                     )
+
+    def bad_objects(self) -> list[str]:
+        """Keys of the objects of which something is in quarantine."""
+        return [row[0] for row in self.rows("SELECT DISTINCT key FROM bad_objects")]
+
+    def bad_copies(self, record: bytes) -> list[BadCopy]:
+        """What a record of damage says of packs."""
+        return [
+            BadCopy(pack, BlobKind(kind) if kind else None, name, raw)
+            for pack, kind, name, raw in self.rows(
+                "SELECT pack, kind, name, raw FROM bad_blobs WHERE source = ?", (record,)
+            )
+        ]
 
     def drop_quarantine(self, record: bytes) -> None:
         """Forget a record of damage."""
@@ -214,6 +244,12 @@ class IndexCache(CacheFile):
                 ).fetchone()
                 for suspect in suspects
             )
+
+    def unindexed(self, most: int) -> list[bytes]:
+        """Ids of packs that were there at the last `set_usable` and are in no index object; no more than `most`."""
+        self.execute(_PRESENT)
+        rows = self.rows("SELECT id FROM temp.present EXCEPT SELECT id FROM packs LIMIT ?", (most,))
+        return [bytes(row[0]) for row in rows]
 
     def good(self, kind: BlobKind, names: Iterable[bytes]) -> set[tuple[bytes, int]]:
         """Name and raw length of those blobs, of at most 128 names, that have a good copy as far as is known."""

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from ..errors import IntegrityError, ObjectMissingError, RepositoryVersionError, StorageError
 from ..interfaces import ObjectStore
-from .cache import IndexCache, Location, cache_path
+from .cache import BadCopy, IndexCache, Location, cache_path
 from .cachefile import remove_cache
 from .index import MAX_INDEX, IndexReader
 from .names import (
@@ -51,6 +51,7 @@ class Locator:
         self._private = private
         self._rebuilt = private
         self._path: Path | None = None
+        self._torn = False  # index objects are damaged
         self._whole: set[bytes] = set()  # packs that have their size, since `set_usable`
         self._cache: IndexCache | None = None
 
@@ -103,8 +104,20 @@ class Locator:
             self._leave_out(pack, trouble)
 
     def impaired(self) -> bool:
-        """Whether backups may need what has no good copy, as far as is known."""
-        return self._use(lambda cache: cache.impaired())
+        """Whether backups may need what has no good copy, as far as was known at the last `sync` and `set_usable`."""
+        return self._torn or self._use(lambda cache: cache.impaired())
+
+    def unindexed(self, most: int) -> list[bytes]:
+        """Ids of packs that are there, as of `set_usable`, and in no index object; no more than `most`."""
+        return self._use(lambda cache: cache.unindexed(most))
+
+    def quarantines(self) -> set[bytes]:
+        """Ids of the records of damage that are known."""
+        return self._use(lambda cache: cache.quarantines())
+
+    def bad_copies(self, record: bytes) -> list[BadCopy]:
+        """What a record of damage says of packs."""
+        return self._use(lambda cache: cache.bad_copies(record))
 
     def good(self, kind: BlobKind, names: Iterable[bytes]) -> set[tuple[bytes, int]]:
         """Name and raw length of those blobs, of at most 128 names, that have a good copy as far as is known."""
@@ -134,19 +147,22 @@ class Locator:
     # --- the cache ----------------------------------------------------------------------------------------------------
 
     def _sync(self, cache: IndexCache) -> list[IntegrityError | RepositoryVersionError]:
+        wrong = self._sync_quarantine(cache)
         listed = {index for key in self._store.list(INDEX) if (index := parse_index(key)) is not None}
-        for index in cache.loaded() - listed:
+        # what the cache took in while it was good is not the index any more
+        bad = set() if self._private else listed & {parse_index(key) for key in cache.bad_objects()}
+        for index in cache.loaded() - (listed - bad):
             cache.drop(index)
         damaged: dict[bytes, IntegrityError | RepositoryVersionError] = {}
-        for index in sorted(listed - cache.loaded() - cache.superseded()):
+        for index in sorted(listed - bad - cache.loaded() - cache.superseded()):
             try:
                 cache.add(index, self._read(index))
             except (IntegrityError, RepositoryVersionError) as error:
                 damaged[index] = error
         for index in cache.loaded() & cache.superseded():
             cache.drop(index)
-        wrong = [error for index, error in damaged.items() if index not in cache.superseded()]
-        wrong += self._sync_quarantine(cache)
+        self._torn = bool((damaged.keys() | bad) - cache.superseded())
+        wrong += [error for index, error in damaged.items() if index not in cache.superseded()]
         if not self._private:
             for what in wrong:
                 log.warning("an object is left out: %s", what)

@@ -170,6 +170,7 @@ class PackReader:
     Attributes:
         size: Bytes of the file.
         class_: What it holds.
+        session: Name of the session that wrote it.
         blobs: Its blobs as the trailer has them, one after the other without a gap.
         digest: The digest it was written with.
 
@@ -188,7 +189,7 @@ class PackReader:
         self._header = self._read(0, min(_MAX_HEADER, self.size - _TAIL))
         head = decode_head(self._header, self._key)
         check_place(head, self._key, repository, ObjectKind.PACK)
-        self.class_, start = self._parse_header(head.size)
+        self.class_, self.session, start = self._parse_header(head.size)
         tail = self._read(self.size - _TAIL, _TAIL)
         trailer, count, size = _FOOTER.unpack_from(tail)
         self.digest = tail[_FOOTER.size :]
@@ -217,15 +218,19 @@ class PackReader:
         if hasher.digest() != self.digest:
             raise self._damaged("does not have the digest it was written with")
 
-    def _parse_header(self, offset: int) -> tuple[PackClass, int]:
-        """The class, and where the header ends. Keys belong to versions that encrypt; their features are refused."""
+    def _parse_header(self, offset: int) -> tuple[PackClass, str, int]:
+        """The class, the session, and where the header ends.
+
+        Keys belong to versions that encrypt; their features are refused.
+        """
         try:
             class_, key, key_length = _HEADER.unpack_from(self._header, offset)
             (session_length,) = _SESSION.unpack_from(self._header, offset + _HEADER.size)
             end = offset + _HEADER.size + _SESSION.size + session_length
             if any(key) or key_length or end > len(self._header):
                 raise self._damaged("has a header that does not parse")
-            return PackClass(class_), end
+            session = self._header[end - session_length : end].decode("ascii")
+            return PackClass(class_), session, end
         except (struct.error, ValueError):
             raise self._damaged("has a header that does not parse") from None
 

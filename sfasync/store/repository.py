@@ -389,7 +389,6 @@ class Repository:
             chunk_size=self.chunk_size,
             records=self._records,
             locator=self._locator,
-            blobs=self._blobs,
             workers=self._workers,
             closers=self._closers,
             scribes=self._scribes,

@@ -21,17 +21,31 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from ..errors import BusyError, ObjectExistsError, SfasyncError, StateError, StorageError, UsageError, printable
+from ..errors import (
+    BusyError,
+    IntegrityError,
+    ObjectExistsError,
+    SfasyncError,
+    StateError,
+    StorageError,
+    UsageError,
+    printable,
+)
 from ..interfaces import Hold
-from ..models import DiskRecord, FileRecord, Frozen, Interruption, Manifest
+from ..models import DiskRecord, Extent, FileRecord, Frozen, Interruption, Manifest
 from ..workers import Workers
 from .blobs import BlobReader
+from .cache import Location
 from .codec import as_stored, encode_record
 from .disk import open_tree
+from .findings import is_lasting
 from .intake import Intake
 from .journal import JournalWriter
 from .locator import Locator, usable_packs
-from .names import LAST_SEQ, JournalPlace, Numbered, end_key, journal_key, session_key, vm_name
+from .losses import lost_ranges, may_be_lost
+from .names import LAST_SEQ, JournalPlace, Numbered, end_key, journal_key, pack_key, session_key, vm_name
+from .packs import Blob
+from .quarantine import BadBlob, BadObject, put_quarantine
 from .records import Records
 from .resume import Interrupted
 from .seal import MAX_FILE, BlobKind
@@ -177,7 +191,6 @@ class Session:
         chunk_size: Of the repository.
         records: Reads and creates small objects.
         locator: Knows the blobs.
-        blobs: Reads them.
         workers: Threads to seal in.
         closers: Threads to close packs in.
         scribes: Threads for checkpoints.
@@ -192,7 +205,6 @@ class Session:
         chunk_size: int,
         records: Records,
         locator: Locator,
-        blobs: BlobReader,
         workers: Workers,
         closers: Workers,
         scribes: Workers,
@@ -202,7 +214,11 @@ class Session:
         self._claim = claimed
         self._chunk_size = chunk_size
         self._records = records
-        self._blobs = blobs
+        self._locator = locator
+        self._blobs = BlobReader(records.store, locator, self._put_away)
+        self._put_away_already: set[tuple[bytes, int]] = set()
+        self._known_damage: set[bytes] = set()
+        self._is_impaired = False
         self._workers = workers
         self._scribes = scribes
         self._on_end = on_end
@@ -260,6 +276,13 @@ class Session:
             doubtful=doubtful,
         )
         return writer
+
+    async def lost(self, disk: DiskRecord) -> tuple[Extent, ...]:
+        """As of `BackupSession`."""
+        if not self._is_impaired:
+            return ()
+        geometry = Geometry(disk.size, self._chunk_size)
+        return await self._workers.run(lost_ranges, self._locator, self._blobs, geometry, bytes.fromhex(disk.root))
 
     async def checkpoint(self) -> float:
         """As of `BackupSession`. Raises nothing: what fails here fails what comes next."""
@@ -330,7 +353,9 @@ class Session:
             self._end()
 
     def look_back(self) -> None:
-        """Find out what sessions that died had finished. Blocks."""
+        """Find out what sessions that died had finished, and what is damaged. Blocks."""
+        self._known_damage = self._locator.quarantines()
+        self._is_impaired = may_be_lost(self._records, self._locator)
         self._interrupted = Interrupted(self._records, self._claim.journals, self._chunk_size)
 
     def _checkpoint(self) -> None:
@@ -384,15 +409,36 @@ class Session:
         self._end()
 
     def _check_relied_on(self) -> None:
-        """See that the packs which deduplication relied on are still there and are not about to go."""
-        if not self._intake.relied_on:
+        """See that the packs which deduplication relied on are still there, are not about to go, and were not found
+        damaged meanwhile.
+        """
+        relied_on = self._intake.relied_on
+        if not relied_on:
             return
         store = self._records.store
-        gone = self._intake.relied_on - usable_packs(store)
+        gone = relied_on - usable_packs(store)
         if gone:
             raise StorageError(
                 f"{len(gone)} packs that this backup relied on were removed from {store.location}; run it again"
             )
+        self._locator.sync()
+        for record in self._locator.quarantines() - self._known_damage:
+            for pack, kind, name, raw in self._locator.bad_copies(record):
+                if pack in relied_on and (kind is None or self._locator.usable(kind, name, raw) is None):
+                    raise StorageError(
+                        f"{pack_key(pack)}, which this backup relied on, was found damaged meanwhile; run it again"
+                    )
+
+    def _put_away(self, location: Location, blob: Blob, error: IntegrityError | StorageError) -> None:
+        """Put a copy that was found bad in quarantine: this backup, or the next one, must not rely on it."""
+        place = location.pack, location.ordinal
+        if place in self._put_away_already or not is_lasting(error):
+            return
+        self._put_away_already.add(place)
+        bad = BadBlob(kind=blob.kind, name=blob.name.hex(), raw=blob.raw)
+        damage = BadObject(key=pack_key(location.pack), blobs=(bad,), reason=str(error))
+        put_quarantine(self._records.store, self._records.repository, [damage])
+        self._locator.sync()
 
     def _end(self) -> None:
         _remove(self._records, self._claim.place, self._claim.hold)

@@ -22,7 +22,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from ..errors import BackupNotFoundError, ObjectMissingError, RepositoryVersionError, StorageError, printable
+from ..errors import (
+    BackupNotFoundError,
+    ObjectMissingError,
+    RepositoryVersionError,
+    SfasyncError,
+    StorageError,
+    printable,
+)
 from ..models import VerifyResult
 from ..workers import Workers, settled
 from .annotations import gaps, is_lost
@@ -30,7 +37,7 @@ from .blobs import BlobReader
 from .cache import Location
 from .checks import Check, Checks, Scope
 from .codec import MAX_OBJECT, decode_configuration
-from .findings import DAMAGE, Findings
+from .findings import DAMAGE, Findings, is_lasting
 from .index import IndexPack
 from .journal import read_journal
 from .locator import Locator
@@ -59,7 +66,7 @@ from .names import (
     session_key,
 )
 from .objects import ObjectKind, check_writable, decode
-from .quarantine import lift_quarantine, put_quarantine
+from .quarantine import BadObject, lift_quarantine, put_quarantine
 from .records import Records
 from .scrub import Scrubber
 from .walk import BackupWalk, Stopped
@@ -142,6 +149,7 @@ class Verification:
         )
         self._scrubber: Scrubber
         self._checks: Checks
+        self._bad_objects: list[BadObject] = []
         self._concerned: set[bytes] = set()  # packs that were looked at
         self._last: dict[str, int] = {}  # the highest number of each VM, as far as it can be known
         self._lock = threading.Lock()
@@ -343,8 +351,7 @@ class Verification:
         self._scrubber = Scrubber(self._store, self._records.repository, self._locator.cache, self._findings)
         self._checks = Checks(self._store, self._records.repository, self._locator.cache, self._time)
         for error in wrong:
-            if not self._scrubber.is_known(error.path or INDEX):
-                self._findings.add(error.path or INDEX, str(error))
+            self._put_away(error.path or INDEX, error)
         for key in (*self._store.list(INDEX), *self._store.list(QUARANTINE)):
             if parse_index(key) is not None or parse_quarantine(key) is not None:
                 with suppress(*DAMAGE):  # told already, by the locator
@@ -352,13 +359,26 @@ class Verification:
                 self._step()
 
     def _read_checks(self) -> None:
-        def load(key: str) -> None:
-            for vm, seq in self._checks.load(key).last.items():
-                self._last[vm] = max(seq, self._last.get(vm, 0))
-
         for key in self._store.list(CHECKS):
-            if parse_check(key) is not None and not self._scrubber.is_known(key):
-                self._check_object(key, partial(load, key))
+            if parse_check(key) is None:
+                continue
+            try:
+                for vm, seq in self._checks.load(key).last.items():
+                    self._last[vm] = max(seq, self._last.get(vm, 0))
+                self._findings.count(bytes_read=self._store.size(key))
+            except ObjectMissingError:
+                pass  # another verification found it worthless
+            except DAMAGE as error:
+                self._put_away(key, error)
+            self._step()
+
+    def _put_away(self, key: str, error: SfasyncError) -> None:
+        """An object that backups can do without cannot be read. It is told once, and then in quarantine."""
+        if self._scrubber.is_known(key):
+            return
+        self._findings.add(key, str(error))
+        if is_lasting(error):
+            self._bad_objects.append(BadObject(key=key, blobs=None, reason=str(error)))
 
     def _check_packs(self, ids: Collection[bytes], workers: Workers, threads: int) -> None:
         """Check packs of the index, and read those of them that are to be read."""
@@ -427,12 +447,17 @@ class Verification:
         why = self._unwritable
         if why is None:
             try:
-                put_quarantine(self._store, self._records.repository, self._scrubber.new_damage())
-                lift_quarantine(self._store, self._records.repository, self._scrubber.is_sound)
+                damage = (*self._scrubber.new_damage(), *self._bad_objects)
+                put_quarantine(self._store, self._records.repository, damage)
+                lift_quarantine(self._store, self._records.repository, self._is_sound)
                 self._checks.put(check)
             except StorageError as error:
                 why = str(error)
         return () if why is None else (f"the result is not remembered: {why}",)
+
+    def _is_sound(self, key: str) -> bool:
+        """Whether an object that was in quarantine was looked at, and is good."""
+        return self._scrubber.is_sound(key) or parse_index(key) in self._locator.cache.loaded()
 
     # --- threads and progress -----------------------------------------------------------------------------------------
 

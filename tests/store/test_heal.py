@@ -170,12 +170,15 @@ async def test_new_damage_beside_known_damage_is_told(repository: Repository, pl
     assert (await repository.verify()).ok
 
 
-async def test_a_damaged_record_of_damage_is_told(repository: Repository, place: Path, first: Manifest) -> None:
+async def test_damaged_records_are_told_once(repository: Repository, place: Path, first: Manifest) -> None:
     flip_pack(packs(place)[0])
     await repository.verify(data=True)
-    (record,) = quarantine(place)
-    flip(record, 100)
-    assert str(record.relative_to(place)) in {problem.object for problem in (await repository.verify()).problems}
+    for path in (*quarantine(place), *checks(place)):
+        flip(path, 100)
+        name = str(path.relative_to(place))
+        assert name in {problem.object for problem in (await repository.verify()).problems}
+        assert name not in {problem.object for problem in (await repository.verify()).problems}
+        assert path.exists(), "nobody removes what cannot be read"
 
 
 async def test_a_repository_that_cannot_be_written_is_verified(

@@ -1,0 +1,88 @@
+"""What of a backup has no good copy any more: found before the next backup takes anything over from it.
+
+Nothing is read as long as the index is whole and every blob in it has a good copy, as far as is known. Otherwise the
+pages of a disk are read, and its chunks looked up; none is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ..errors import IntegrityError, ObjectMissingError, RepositoryVersionError
+from ..models import Extent
+from .blobs import BlobReader, describe
+from .locator import Locator
+from .names import SESSIONS, parse_session
+from .packs import PackReader
+from .records import Records
+from .seal import BlobKind
+from .tree import DIGEST, FANOUT, ZERO, Geometry, split_page
+
+_MOST_LOSSES = 65536
+"""Lost ranges of one disk that are worth telling apart."""
+
+_MOST_STRAYS = 64
+
+
+def may_be_lost(records: Records, locator: Locator) -> bool:
+    """Whether backups may need something that has no good copy, as far as is known. Blocks."""
+    if locator.impaired():
+        return True
+    strays = locator.unindexed(_MOST_STRAYS)
+    return len(strays) == _MOST_STRAYS or any(_is_needed(records, pack) for pack in strays)
+
+
+def _is_needed(records: Records, pack: bytes) -> bool:
+    """Whether a pack that no index has was written for a backup; those of killed writers are in no index either."""
+    try:
+        place = parse_session(SESSIONS + PackReader(records.store, pack, records.repository).session)
+        return place is not None and records.manifest(place) is not None
+    except ObjectMissingError:
+        return False
+    except (IntegrityError, RepositoryVersionError):
+        return True
+
+
+def lost_ranges(locator: Locator, blobs: BlobReader, geometry: Geometry, root: bytes) -> tuple[Extent, ...]:
+    """The ranges of a disk of which no good copy is known, in order, neighbours joined. Blocks.
+
+    Raises:
+        IntegrityError: A page of it is lost; or so much that nothing is to be gained from the rest.
+    """
+    ranges: list[Extent] = []
+    for index in _lost_among(locator, blobs, geometry, geometry.depth, 0, [root]):
+        offset, length = index * geometry.chunk_size, geometry.length(0, index)
+        if ranges and ranges[-1].end == offset:
+            ranges[-1] = Extent(ranges[-1].offset, ranges[-1].length + length)
+        else:
+            ranges.append(Extent(offset, length))
+        if len(ranges) > _MOST_LOSSES:
+            raise IntegrityError(f"more than {_MOST_LOSSES} ranges of a disk are lost")
+    return tuple(ranges)
+
+
+def _lost_among(
+    locator: Locator, blobs: BlobReader, geometry: Geometry, level: int, first: int, digests: Sequence[bytes]
+) -> Iterator[int]:
+    """The lost chunks below adjacent nodes of a level, which are 128 at most.
+
+    Args:
+        locator, blobs, geometry: As of `lost_ranges`.
+        level: Of these nodes.
+        first: The index of the first of them.
+        digests: Their digests.
+    """
+    kind = BlobKind.PAGE if level else BlobKind.CHUNK
+    good = locator.good(kind, [digest for digest in digests if digest != ZERO])
+    for index, digest in enumerate(digests, first):
+        if digest == ZERO:
+            continue
+        length = geometry.children(level, index) * DIGEST if level else geometry.length(0, index)
+        if (digest, length) in good:
+            if level:
+                page = split_page(blobs.read(BlobKind.PAGE, digest, length))
+                yield from _lost_among(locator, blobs, geometry, level - 1, index * FANOUT, page)
+        elif level:
+            raise IntegrityError(f"{describe(kind, digest)} has no good copy")
+        else:
+            yield index

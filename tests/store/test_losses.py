@@ -1,0 +1,202 @@
+"""An incremental backup keeps nothing that is lost."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from sfasync import Engine, Repository, StorageError
+from sfasync.errors import CbtError, IntegrityError
+from sfasync.models import Manifest
+from sfasync.store.names import index_key, pack_key
+from sfasync.store.quarantine import BadObject, put_quarantine
+from sfasync.store.seal import BlobKind
+
+from ..support.memory import MemoryDisk
+from ..support.tracking import TrackingPlatform
+from .support import CHUNK, back_up, files, flip, manifest_of, noise, read_disk, write_disk
+
+SIZE = 130 * CHUNK + 512
+
+
+@pytest.fixture
+async def engine(repository: Repository) -> AsyncIterator[Engine]:
+    async with Engine(repository) as engine:
+        yield engine
+
+
+@pytest.fixture
+def platform() -> TrackingPlatform:
+    """A disk with two pages of chunks, most of them zeros."""
+    disk = bytearray(SIZE)
+    for index in (0, 1, 2, 127, 128, 129, 130):
+        disk[index * CHUNK : index * CHUNK + 64] = random.Random(index).randbytes(64)
+    return TrackingPlatform({"vda": bytes(disk)})
+
+
+async def back_up_vm(engine: Engine, platform: TrackingPlatform, repository: Repository, **options: str) -> Manifest:
+    result = await engine.backup_vm("web-01", platform=platform, **options)  # type: ignore[arg-type]
+    return await repository.find(result.id)
+
+
+def pack_of(repository: Repository, place: Path, manifest: Manifest, level: int, index: int) -> tuple[Path, int, int]:
+    """Where the first copy of a chunk or page of `vda` is: file, offset and length."""
+    source = repository.open_disk(manifest, "vda")
+    digest = source._tree.digest(level, index)
+    geometry = source._geometry
+    length = geometry.children(level, index) * 32 if level else geometry.length(0, index)
+    kind = BlobKind.PAGE if level else BlobKind.CHUNK
+    location = repository._locator.locations(kind, digest, length)[0]
+    return place / pack_key(location.pack), location.offset, location.length
+
+
+def damage(repository: Repository, place: Path, manifest: Manifest, level: int, index: int) -> None:
+    path, offset, length = pack_of(repository, place, manifest, level, index)
+    flip(path, offset + length // 2)
+
+
+async def check_all_well(engine: Engine, repository: Repository, platform: TrackingPlatform, *made: Manifest) -> None:
+    for data in (True, False):
+        result = await engine.verify(data=data)
+        assert (result.problems, result.leftovers) == ((), ())
+    content = bytes(platform.vm_disks["vda"].content)
+    for manifest in made:
+        assert await read_disk(repository, manifest, "vda") == content
+        target = MemoryDisk(b"\xff" * SIZE)
+        await engine.restore_vm(manifest.id, to_disks={"vda": target})
+        assert bytes(target.content) == content
+
+
+async def test_exactly_the_damaged_chunks_are_read_again(
+    engine: Engine, repository: Repository, place: Path, platform: TrackingPlatform
+) -> None:
+    first = await back_up_vm(engine, platform, repository)
+    for index in (0, 128, 129, 130):
+        damage(repository, place, first, 0, index)
+    assert len((await engine.verify(data=True)).problems) == 4
+    second = await back_up_vm(engine, platform, repository)
+    (disk,) = second.disks
+    assert (disk.mode, disk.reasons) == ("incremental", ())
+    assert disk.statistics.bytes_new == 3 * CHUNK + 512
+    await check_all_well(engine, repository, platform, first, second)
+    third = await back_up_vm(engine, platform, repository)
+    assert third.disks[0].statistics.bytes_read == 0
+
+
+async def test_without_damage_nothing_is_looked_for(
+    engine: Engine, repository: Repository, platform: TrackingPlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await back_up_vm(engine, platform, repository)
+    walks: list[object] = []
+    monkeypatch.setattr("sfasync.store.session.lost_ranges", lambda *arguments: walks.extend(arguments))
+    second = await back_up_vm(engine, platform, repository)
+    assert second.disks[0].statistics.bytes_skipped == 6 * CHUNK + 512
+    assert walks == []
+
+
+@pytest.mark.parametrize("level", [1, 2])
+async def test_a_lost_page_makes_the_disk_full(
+    engine: Engine, repository: Repository, place: Path, platform: TrackingPlatform, level: int
+) -> None:
+    first = await back_up_vm(engine, platform, repository)
+    damage(repository, place, first, level, 0)
+    assert len((await engine.verify(data=True)).problems) == 1
+    with pytest.raises(CbtError, match="parent-damaged"):
+        await back_up_vm(engine, platform, repository, mode="incremental")
+    second = await back_up_vm(engine, platform, repository)
+    assert (second.disks[0].mode, second.disks[0].reasons) == ("full", ("parent-damaged",))
+    assert second.disks[0].statistics.bytes_new == 0
+    await check_all_well(engine, repository, platform, first, second)
+    assert (await back_up_vm(engine, platform, repository)).disks[0].mode == "incremental"
+
+
+async def test_a_page_that_turns_out_damaged_ends_one_backup_and_the_next_heals_it(
+    engine: Engine, repository: Repository, place: Path, platform: TrackingPlatform
+) -> None:
+    """Nobody has verified. The page is needed because one chunk below it has changed."""
+    first = await back_up_vm(engine, platform, repository)
+    damage(repository, place, first, 1, 1)
+    platform.vm_disks["vda"].write(129 * CHUNK, b"new")
+    with pytest.raises(IntegrityError, match="page"):
+        await back_up_vm(engine, platform, repository)
+    second = await back_up_vm(engine, platform, repository)
+    assert "parent-damaged" in second.disks[0].reasons
+    assert await read_disk(repository, second, "vda") == bytes(platform.vm_disks["vda"].content)
+    assert (await engine.verify(data=True)).ok is False, "the chunk that changed is good, the page above it is gone"
+
+
+async def test_a_missing_pack_counts_before_anybody_verifies(
+    engine: Engine, repository: Repository, place: Path, platform: TrackingPlatform
+) -> None:
+    first = await back_up_vm(engine, platform, repository)
+    pack_of(repository, place, first, 0, 1)[0].unlink()
+    second = await back_up_vm(engine, platform, repository)
+    assert second.disks[0].mode == "incremental"
+    assert second.disks[0].statistics.bytes_new > 0
+    assert await read_disk(repository, second, "vda") == bytes(platform.vm_disks["vda"].content)
+    assert [problem.problem for problem in (await engine.verify()).problems] == ["it is missing"]
+    await check_all_well(engine, repository, platform, first, second)
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: flip(path, 100)])
+async def test_a_lost_index_makes_the_disk_full(
+    engine: Engine,
+    repository: Repository,
+    place: Path,
+    platform: TrackingPlatform,
+    harm: Callable[[Path], None],
+) -> None:
+    first = await back_up_vm(engine, platform, repository)
+    for index in files(place / index_key(bytes(16)).rpartition("/")[0]):
+        harm(index)
+    assert first.id in {backup for problem in (await engine.verify()).problems for backup in problem.backups}
+    second = await back_up_vm(engine, platform, repository)
+    assert second.disks[0].reasons == ("parent-damaged",)
+    assert second.disks[0].statistics.bytes_new == 6 * CHUNK + 512
+    assert (await engine.verify(data=True)).ok
+    for manifest in (first, second):
+        assert await read_disk(repository, manifest, "vda") == bytes(platform.vm_disks["vda"].content)
+
+
+async def test_damage_elsewhere_costs_pages_only(
+    engine: Engine, repository: Repository, place: Path, platform: TrackingPlatform
+) -> None:
+    await back_up_vm(engine, platform, repository)
+    other = await back_up(repository, "web-02", {"vda": noise(CHUNK, 5)})
+    damage(repository, place, other, 0, 0)
+    assert not (await engine.verify(data=True)).ok
+    second = await back_up_vm(engine, platform, repository)
+    assert (second.disks[0].mode, second.disks[0].statistics.bytes_read) == ("incremental", 0)
+
+
+# --- what is found bad while a backup runs ---------------------------------------------------------------------------
+
+
+async def test_a_backup_does_not_rely_on_what_was_found_damaged_meanwhile(repository: Repository, place: Path) -> None:
+    content = noise(3 * CHUNK)
+    first = await back_up(repository, "web-01", {"vda": content})
+    session = await repository.begin("web-02")
+    record = await write_disk(session, "vda", content)
+    damage(repository, place, first, 0, 1)
+    async with await Repository.open(place) as other:
+        assert not (await other.verify(data=True)).ok
+    with pytest.raises(StorageError, match="was found damaged meanwhile; run it again"):
+        await session.commit(manifest_of(session, "web-02", [record]))
+    await session.abort()
+    again = await back_up(repository, "web-02", {"vda": content})
+    assert again.disks[0].statistics.bytes_new == CHUNK
+    assert (await repository.verify(data=True)).ok
+    assert await read_disk(repository, first, "vda") == content
+
+
+async def test_damage_of_what_it_does_not_rely_on_does_not_matter(repository: Repository, place: Path) -> None:
+    await back_up(repository, "web-01", {"vda": noise(3 * CHUNK)})
+    session = await repository.begin("web-02")
+    record = await write_disk(session, "vda", noise(CHUNK, 9))
+    for path in files(place / "domains/default/packs"):
+        bad = BadObject(key=str(path.relative_to(place)), blobs=None, reason="a test")
+        put_quarantine(repository._store, bytes.fromhex(repository.id), [bad])
+    assert (await session.commit(manifest_of(session, "web-02", [record]))).seq == 1
