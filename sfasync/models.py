@@ -573,6 +573,39 @@ class VerifyResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RepairAction:
+    """Something that repair did, or would do.
+
+    Attributes:
+        object: Name of the object within the repository.
+        action: `remove` what a killed writer left; `index` a pack; `replace` an index object; put in `quarantine` what
+            is bad; `release` what is good again; take the place of a lost manifest with a `void`.
+        reason: Why, in one line.
+    """
+
+    object: str
+    action: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairResult:
+    """A finished repair.
+
+    Attributes:
+        actions: What was done, in order; what would be done, in a dry run.
+        problems: What is damaged after that, with the backups it touches; in a dry run, what is damaged now.
+        dry_run: Whether nothing was done.
+        seconds: Wall seconds.
+    """
+
+    actions: tuple[RepairAction, ...]
+    problems: tuple[Problem, ...]
+    dry_run: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CopyResult:
     """A finished copy.
 

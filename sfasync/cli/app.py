@@ -25,6 +25,7 @@ _COMMANDS = (
     "export",
     "diff",
     "verify",
+    "repair",
     "copy",
     "info",
     "demo",

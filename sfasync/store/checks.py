@@ -91,6 +91,23 @@ def decode_check(payload: memoryview, key: str) -> Check:
     return Check(time / 1000, Scope(scope), problems, packs, last)
 
 
+def read_check(store: ObjectStore, repository: bytes, key: str) -> Check:
+    """A check; errors as of `Checks.load`."""
+    frame = decode(store.get(key, limit=MAX_CHECK), key, repository, ObjectKind.CHECK)
+    return decode_check(frame.payload, key)
+
+
+def remembered(store: ObjectStore, repository: bytes) -> dict[str, int]:
+    """The highest number that a check saw of each VM, by the VM's name in keys; damaged checks are passed over."""
+    last: dict[str, int] = {}
+    for key in store.list(CHECKS):
+        if parse_check(key) is not None:
+            with suppress(IntegrityError, RepositoryVersionError):
+                for vm, seq in read_check(store, repository, key).last.items():
+                    last[vm] = max(seq, last.get(vm, 0))
+    return last
+
+
 class Checks:
     """The checks of a repository. One thread at a time.
 
@@ -116,8 +133,7 @@ class Checks:
             IntegrityError: It is damaged.
             RepositoryVersionError: A newer version wrote it.
         """
-        frame = decode(self._store.get(key, limit=MAX_CHECK), key, self._repository, ObjectKind.CHECK)
-        check = decode_check(frame.payload, key)
+        check = read_check(self._store, self._repository, key)
         if not self._is_impossible(check):
             self.note(check.packs, check.time)
         return check

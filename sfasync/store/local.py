@@ -411,8 +411,12 @@ class LocalWriter:
         except OSError as error:
             if error.errno not in _NO_NAMELESS_FILES:
                 raise
-        self._temporary = _TEMPORARY_PREFIX + secrets.token_hex(8)
-        return os.open(self._temporary, _CREATE, _FILE_MODE, dir_fd=directory)
+        while True:
+            self._temporary = _TEMPORARY_PREFIX + secrets.token_hex(8)
+            fd = os.open(self._temporary, _CREATE, _FILE_MODE, dir_fd=directory)
+            if _lock_new(fd):
+                return fd
+            os.close(fd)
 
     def _link(self) -> None:
         if self._temporary is None:
@@ -463,6 +467,25 @@ def open_nameless(directory: int) -> int:
     if not os.path.exists("/proc/self/fd"):
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
     return os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, _FILE_MODE, dir_fd=directory)
+
+
+def _lock_new(fd: int) -> bool:
+    """Lock a file that was just created, so that nobody takes it for a left-over.
+
+    Returns:
+        Whether it is ours: nobody did so before.
+
+    Raises:
+        OSError: The file system has no locks; the descriptor is closed.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(fd).st_nlink > 0
+    except BlockingIOError:
+        return False
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def _read_bytes(fd: int, size: int) -> bytes:

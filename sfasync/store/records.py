@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from ..errors import IntegrityError, ObjectExistsError, ObjectMissingError, RepositoryVersionError
@@ -26,6 +26,7 @@ from .codec import (
     decode_record,
     encode_record,
 )
+from .gaps import Gap, find_gaps
 from .names import (
     ANNOTATIONS,
     BACKUPS,
@@ -170,6 +171,14 @@ class Records:
             UsageError: It is larger than 64 KiB.
         """
         self._put(ObjectKind.ANNOTATION, annotation_key(*place), record)
+
+    def gaps(self, highest: Mapping[str, int]) -> list[Gap]:
+        """Numbers whose manifests are gone, and were not forgotten; `highest` as of `find_gaps`.
+
+        What takes the place of another is listed after it: sessions become manifests, manifests annotations.
+        """
+        known = self.sessions() + self.numbered() + [Numbered(place.vm, place.seq) for place in self.annotated()]
+        return list(find_gaps(known, highest))
 
     # --- sessions -----------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import asyncio
 import math
 import os
 import secrets
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, suppress
@@ -33,7 +34,7 @@ from ..errors import (
     printable,
 )
 from ..files import make_directory, storage_error, sync_directory
-from ..models import Difference, Manifest, UnfinishedBackup, VerifyResult, check_id
+from ..models import Difference, Manifest, RepairResult, UnfinishedBackup, VerifyResult, check_id
 from ..units import KiB, MiB
 from ..workers import Workers, settled
 from .blobs import BlobReader
@@ -50,6 +51,7 @@ from .tree import CHUNK_SIZES, ZERO
 
 if TYPE_CHECKING:
     from .disk import StoredDisk
+    from .repair import Repair
     from .session import Session
     from .verify import Reading
 
@@ -375,6 +377,40 @@ class Repository:
         verification = Verification(self._records, self.chunk_size, ids, reading)
         return await verification.run(self._workers.count, progress)
 
+    async def repair(
+        self, *, dry_run: bool = False, progress: Callable[[int, int], None] | None = None
+    ) -> RepairResult:
+        """Give the repository back what can be had from what is in it, then look what is damaged still.
+
+        Packs that no index object has are indexed again, damaged index objects replaced, what is bad is put in
+        quarantine and what is good again let out, and what killed writers left is removed. Nothing that cannot be read
+        is removed. Others may go on working. Cancelling stops it soon; what was done stands.
+
+        Args:
+            dry_run: Do nothing, and say what would be done.
+            progress: As of `verify`, of the look at what is damaged.
+
+        Raises:
+            RepositoryVersionError: Only newer versions may write to it.
+            StorageError: The repository cannot be read or written.
+        """
+        from .repair import Repair
+        from .verify import Reading, Verification
+
+        self._require_open()
+        began = time.monotonic()
+        stopped = threading.Event()
+        repair = Repair(self._records, dry_run=dry_run, stopped=stopped)
+        await settled(self._workers.submit(self._repair, repair), stop=stopped.set)
+        verification = Verification(self._records, self.chunk_size, (), Reading(), remember=not dry_run)
+        result = await verification.run(self._workers.count, progress)
+        return RepairResult(
+            actions=tuple(repair.actions),
+            problems=result.problems,
+            dry_run=dry_run,
+            seconds=time.monotonic() - began,
+        )
+
     # --- in a thread --------------------------------------------------------------------------------------------------
 
     def _begin(self, vm: str, resume: bool) -> Session:
@@ -412,6 +448,10 @@ class Repository:
     def _forget(self, manifest: Manifest, reason: str) -> None:
         self._check_writable()
         self._catalog.forget(manifest, reason)
+
+    def _repair(self, repair: Repair) -> None:
+        self._check_writable()
+        repair.run()
 
     def _check_writable(self) -> None:
         """See that the repository is still there, is this one, and is ours to write."""

@@ -39,30 +39,33 @@ class Examined:
         pack: The pack as it describes itself; None if it cannot be taken apart.
         bad: Problems of blobs, by ordinal.
         error: What is wrong with the pack as such, where bad blobs do not explain it.
+        session: Name of the session that wrote it; empty if the pack cannot be taken apart.
     """
 
     pack: Pack | None
     bad: dict[int, IntegrityError]
     error: SfasyncError | None = None
+    session: str = ""
 
 
 def examine(store: ObjectStore, pack: bytes, repository: bytes) -> Examined:
     """Read a pack from its first byte to its last, and check each blob and the pack as such. Raises nothing."""
     bad: dict[int, IntegrityError] = {}
     described: Pack | None = None
+    session = ""
+    wrong: SfasyncError | None = None
     try:
         reader = PackReader(store, pack, repository)
         described = Pack(pack, reader.digest, reader.size, reader.class_, reader.blobs)
+        session = reader.session
         for ordinal, (blob, sealed) in enumerate(reader.read_all()):
             try:
                 open_blob(blob.kind, blob.name, blob.raw, sealed, pack_key(pack))
             except IntegrityError as error:
                 bad[ordinal] = error
-    except IntegrityError as error:
-        return Examined(described, bad, None if bad else error)
     except DAMAGE as error:
-        return Examined(described, bad, error)
-    return Examined(described, bad)
+        wrong = None if bad and isinstance(error, IntegrityError) else error
+    return Examined(described, bad, wrong, session)
 
 
 class Scrubber:

@@ -222,6 +222,7 @@ class Verification:
         if not self._reading.data:
             self._findings.count(blobs=blobs)
         self._note_last(places)
+        self._check_gaps()
         return count
 
     def _check_some(self, workers: Workers, threads: int) -> int:
@@ -429,6 +430,12 @@ class Verification:
     def _note_last(self, places: Iterable[Numbered]) -> None:
         for vm, seq in places:
             self._last[vm] = max(seq, self._last.get(vm, 0))
+
+    def _check_gaps(self) -> None:
+        """A manifest that somebody removed leaves a gap, or is remembered."""
+        for vm, first, last in self._records.gaps(self._last):
+            more = f", and so are those up to number {last}" if last > first else ""
+            self._findings.add(backup_key(vm, first), f"it is missing: a number is used once{more}")
 
     def _all_read_since(self) -> float | None:
         """When the longest unread pack concerned was read; now, where there is none."""

@@ -27,6 +27,7 @@ COMMANDS = [
     "export",
     "diff",
     "verify",
+    "repair",
     "copy",
     "info",
     "demo",

@@ -7,6 +7,7 @@ import re
 import struct
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from blake3 import blake3
@@ -55,9 +56,10 @@ class Reader:
         config = json.loads(self.frame("config", 1))
         assert bytes.fromhex(config["id"]) == self.repository
         self.chunk_size = config["chunk_size"]
-        self.index: dict[tuple[int, bytes, int], tuple[str, int, int]] = {}
+        self.index: dict[tuple[int, bytes, int], list[tuple[str, int, int]]] = {}
         for path in sorted((root / "domains/default/index").iterdir()):
-            self.load_index(self.frame(f"domains/default/index/{path.name}", 3))
+            with suppress(AssertionError):  # damaged, and replaced by another one
+                self.load_index(self.frame(f"domains/default/index/{path.name}", 3))
 
     def frame(self, name: str, kind: int) -> bytes:
         data = (self.root / name).read_bytes()
@@ -77,12 +79,17 @@ class Reader:
         start = 12 + 60 * packs + 16 * superseded + 1024
         assert start + 56 * rows == len(payload)
         for name, kind, raw, pack, _, offset, length in struct.iter_unpack("<32sIIIIII", payload[start:]):
-            self.index[kind, name, raw] = (ids[pack], offset, length)
+            self.index.setdefault((kind, name, raw), []).append((ids[pack], offset, length))
 
     def blob(self, kind: int, name: bytes, raw: int) -> bytes:
         if name == ZERO:
             return bytes(raw)
-        pack, offset, length = self.index[kind, name, raw]
+        for copy in self.index[kind, name, raw]:
+            with suppress(AssertionError, OSError, zstd.ZstdError):
+                return self.copy(kind, name, raw, *copy)
+        raise AssertionError("no copy of it is good")
+
+    def copy(self, kind: int, name: bytes, raw: int, pack: str, offset: int, length: int) -> bytes:
         sealed = (self.root / f"domains/default/packs/{pack[:2]}/{pack}").read_bytes()[offset : offset + length]
         data = sealed if length == raw else zstd.decompress(sealed)
         assert len(data) == raw

@@ -20,6 +20,7 @@ from sfasync.store.repository import Repository
 from sfasync.store.seal import BlobKind
 
 from .support import CHUNK, back_up, files, flip, noise, read_disk, text
+from .test_format import Reader
 
 CONTENT = text(CHUNK, 1) + noise(2 * CHUNK, 2) + bytes(CHUNK) + noise(400, 3)
 
@@ -88,6 +89,9 @@ async def test_every_kind_of_damage_heals(
     for manifest in (first, second):
         assert await read_disk(repository, manifest, "vda") == CONTENT
         assert (await repository.verify([manifest.id], data=True)).ok
+    reader = Reader(place)
+    for seq in (1, 2):
+        assert b"".join(reader.disk(reader.manifest("web-01", seq)["disks"][0])) == CONTENT, "another reader as well"
     third = await back_up(repository, "web-01", {"vda": CONTENT})
     assert third.disks[0].statistics.bytes_stored == 0, "once is enough"
 

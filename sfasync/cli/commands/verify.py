@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from ...errors import IntegrityError
-from ...models import VerifyResult
+from ...models import Problem, VerifyResult
 from ...units import format_seconds, format_size
 from .. import options
 from ..output import Output
@@ -86,19 +88,7 @@ def _report(output: Output, result: VerifyResult, location: str) -> None:
         output.detail(f"left over: {name}")
     for warning in result.warnings:
         output.warning(warning)
-    for problem in result.problems:
-        output.line(f"{problem.object}: {problem.problem}{_touched(problem.backups)}")
-        output.event(
-            "problem",
-            {"object": problem.object, "problem": problem.problem, "backups": list(problem.backups)},
-        )
-    if result.problems:
-        count = len(result.problems)
-        raise IntegrityError(
-            f"{location} is damaged: {count} problem{'s' if count > 1 else ''}, "
-            f"first {result.problems[0].object}: {result.problems[0].problem}",
-            path=result.problems[0].object,
-        )
+    tell_problems(output, result.problems, location)
     output.remark(
         f"no problems in {result.backups} backups: {result.objects} objects, {result.blobs} blobs, "
         f"{format_size(result.bytes_read)} read in {format_seconds(result.seconds)}"
@@ -122,6 +112,27 @@ def _report(output: Output, result: VerifyResult, location: str) -> None:
             "seconds": round(result.seconds, 3),
         },
     )
+
+
+def tell_problems(output: Output, problems: Sequence[Problem], location: str) -> None:
+    """Tell what is damaged.
+
+    Raises:
+        IntegrityError: Something is.
+    """
+    for problem in problems:
+        output.line(f"{problem.object}: {problem.problem}{_touched(problem.backups)}")
+        output.event(
+            "problem",
+            {"object": problem.object, "problem": problem.problem, "backups": list(problem.backups)},
+        )
+    if problems:
+        count = len(problems)
+        raise IntegrityError(
+            f"{location} is damaged: {count} problem{'s' if count > 1 else ''}, "
+            f"first {problems[0].object}: {problems[0].problem}",
+            path=problems[0].object,
+        )
 
 
 def _touched(backups: tuple[str, ...]) -> str:

@@ -60,3 +60,29 @@ def test_leftovers_are_counted_and_no_error(backup: str, repository: Path) -> No
 def test_no_such_backup(repository: Path) -> None:
     ended = sfasync("verify", "vm@latest", "--json")
     assert (ended.status, ended.last["code"]) == (2, "no-such-backup")
+
+
+def test_parts(backup: str) -> None:
+    first = sfasync("verify", "--percent", "50%", "--json").last
+    assert (first["data"], first["warnings"]) == (True, [])
+    sfasync("verify", "--percent", "50")
+    assert sfasync("verify", "--json").last["all_read_since"] is not None
+    assert sfasync("verify", "--older-than", "30d", "--json").last["bytes_read"] < 1 << 20
+    assert "was last read: 20" in sfasync("verify", "-v").err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--data", "--percent", "10"),
+        ("--data", "--older-than", "30d"),
+        ("--percent", "0"),
+        ("--percent", "101"),
+        ("--percent", "x"),
+        ("--older-than", "yesterday"),
+    ],
+)
+def test_contradictions(repository: Path, options: tuple[str, ...]) -> None:
+    ended = sfasync("verify", *options)
+    assert ended.status == 2
+    assert len(ended.err.splitlines()) <= 2

@@ -1,0 +1,55 @@
+"""`sfasync repair`, and how damage heals, through the real command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...support.command import sfasync
+from ...support.servers import Server
+from .conftest import damage
+
+
+def test_nothing_to_do(backup: str) -> None:
+    ended = sfasync("repair")
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out.startswith("no steps were taken")
+    result = sfasync("repair", "--dry-run", "--json").last
+    assert (result["command"], result["dry_run"], result["actions"], result["problems"]) == ("repair", True, 0, 0)
+
+
+def test_a_lost_index(backup: str, repository: Path) -> None:
+    for path in (repository / "domains/default/index").iterdir():
+        path.unlink()
+    assert sfasync("verify").status == 22
+    planned = sfasync("repair", "--dry-run")
+    assert planned.status == 0
+    assert planned.out.count("index domains/default/packs/") == 2
+    assert "would be taken" in planned.out
+    assert sfasync("verify").status == 22, "nothing was done"
+    ended = sfasync("repair", "--json")
+    assert ended.status == 0
+    assert [event["action"] for event in ended.events if event["event"] == "action"] == ["index", "index"]
+    assert ended.last["problems"] == 0
+    assert sfasync("verify", "--data").status == 0
+
+
+def test_what_is_lost_is_told_and_heals(
+    backup: str, repository: Path, server: Server, disk: Path, tmp_path: Path
+) -> None:
+    victim = damage(repository)
+    assert sfasync("verify", "--data").status == 22
+    ended = sfasync("repair", "--json")
+    assert (ended.status, ended.last["code"]) == (22, "integrity")
+    problems = [event for event in ended.events if event["event"] == "problem"]
+    assert [(victim.name in problem["object"], problem["backups"]) for problem in problems] == [(True, [backup])]
+    assert sfasync("restore", backup, "--to", tmp_path / "no").status == 22
+    again = sfasync("backup", "vm", "--disk", f"vda={server.uri}", "--json").last
+    assert again["disks"][0]["bytes_new"] == 1 << 20
+    assert sfasync("verify", "--data", "--json").last["quarantined"] == 1
+    for reference in (backup, again["id"]):
+        assert sfasync("restore", reference, "--to", tmp_path / reference).status == 0
+        assert (tmp_path / reference / "vda.raw").read_bytes() == disk.read_bytes()
+
+
+def test_no_repository(tmp_path: Path) -> None:
+    assert sfasync("repair", "--repo", tmp_path / "none").status == 10
