@@ -39,8 +39,8 @@ async def test_a_new_repository_has_its_configuration_and_nothing_else(place: Pa
         assert store.chunk_size == MiB
         assert repository.location == str(place)
         assert await repository.backups() == []
+        assert files(place) == [place / "config"]
         assert (await repository.verify(data=True)).ok
-    assert files(place) == [place / "config"]
     assert place.stat().st_mode & 0o777 == 0o700
     await repository.aclose()
 
@@ -268,7 +268,8 @@ async def test_nothing_is_stored_within_the_repository_but_objects(repository: R
     await read_disk(repository, manifest, "vda")
     await repository.verify(data=True)
     assert {path.relative_to(place).parts[0] for path in files(place)} == {"config", "domains"}
-    assert {path.parts[len(place.parts) + 2] for path in files(place / "domains")} == {"backups", "index", "packs"}
+    kinds = {path.parts[len(place.parts) + 2] for path in files(place / "domains")}
+    assert kinds == {"backups", "checks", "index", "packs"}
 
 
 async def test_a_relative_path_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
