@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SETUP = $(VENV)/setup.stamp
 
-.PHONY: help setup demo test test-all lint bench bench-compare soak fuzz faults docs constraints packages
+.PHONY: help setup demo test test-all lint bench bench-compare figures soak fuzz faults docs constraints packages
 
 help:
 	@echo "make demo        show the main job on real servers, in about a minute"
@@ -16,7 +16,8 @@ help:
 	@echo "make faults      backups killed or failing at every system call, power cuts, full disks, long random runs"
 	@echo "make soak        random cycles of backup, kill and restore; DURATION=600"
 	@echo "make bench       against nbdcopy, restic, borg and qemu-img; ARGS='S1 S5 --pairs 9'"
-	@echo "make bench-compare   this checkout against BASE=rev; ARGS='S1 seal --pairs 9'"
+	@echo "make bench-compare  this checkout against BASE=rev; ARGS='S1 seal --pairs 9'"
+	@echo "make figures     make bench, whose table and plot become those of docs/performance.md"
 	@echo "make docs        write the generated pages again"
 	@echo "make setup       only prepare $(VENV); PYTHON=python3.12 chooses the interpreter"
 
@@ -65,6 +66,12 @@ soak: packages setup
 bench: packages setup
 	@scripts/system-packages bench
 	@$(BIN)/sfasync bench $(ARGS)
+
+# The figures in the documents; on a machine that does nothing else.
+figures: packages setup
+	@scripts/system-packages bench
+	@rm -f docs/figures.*
+	@$(BIN)/sfasync bench --results docs/figures $(ARGS)
 
 BASE ?= HEAD
 bench-compare: packages setup

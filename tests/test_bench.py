@@ -53,6 +53,6 @@ def test_two_commits(tmp_path: Path) -> None:
     told = run("bench.compare", "HEAD", "S4", "--size", "1M", "--pairs", "1", "--results", str(results))
     assert "here" in told
     assert "HEAD" in told
-    assert len(Path(f"{results}.md").read_text().splitlines()) == 2 + 2
+    assert len(Path(f"{results}.md").read_text().splitlines()) == 4 + 2
     worktrees = subprocess.run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "bench-base-" not in worktrees

@@ -18,6 +18,7 @@ import pytest
 
 from sfasync.cli.bench import measure
 from sfasync.cli.bench.changed import SparseDisk
+from sfasync.cli.bench.contest import Place
 from sfasync.cli.bench.data import PIECE, random_image, sparse_qcow2, usr_image
 from sfasync.cli.bench.plot import svg
 from sfasync.cli.bench.report import Run, Spread, markdown, summarize, text
@@ -99,7 +100,8 @@ def test_tables_for_a_terminal_and_for_a_document() -> None:
     _, ours, theirs = text(summarize(RUNS))
     assert ours.split() == ["sfasync", "2.00", "1.00..4.00", "2.00", "40", "stored", "7,", "by", "source"]
     assert theirs.split() == ["restic", "6.00", "4.00..8.00", "4.00", "40", "3.00", "2.00..4.00"]
-    *_, last = markdown(summarize(RUNS))
+    machine, *_, last = markdown(summarize(RUNS), {"cores": 2, "load before": 0.1})
+    assert machine == "cores 2, load before 0.1"
     assert last == "| S5 | a <job> | restic | 6.00 (4.00-8.00) | 4.00 | 40 | 3.00 (2.00-4.00) |  |"
 
 
@@ -140,9 +142,9 @@ async def test_the_image_of_usr_is_a_file_system_full_of_files(tmp_path: Path) -
     assert sorted(tmp_path.iterdir()) == [top, image]
 
 
-async def test_scattered_pieces_are_all_there(tmp_path: Path) -> None:
+async def test_scattered_pieces_are_all_there(place: Path) -> None:
     require("qemu-img")
-    image = await sparse_qcow2(tmp_path, 1 << 30, 5)
+    image = await sparse_qcow2(Place(directory=place, shared=place, sockets=place, size=0), 1 << 30, 5)
     pieces = [piece for piece in json.loads(await run_tool("qemu-img", "map", "--output=json", image)) if piece["data"]]
     assert [piece["length"] for piece in pieces] == [PIECE] * 5
     assert [piece["start"] * 5 >> 30 for piece in pieces] == [0, 1, 2, 3, 4]
@@ -192,7 +194,7 @@ def test_measures_and_leaves_three_files(place: Path, tmp_path: Path) -> None:
     records = [json.loads(line) for line in Path(f"{results}.jsonl").read_text().splitlines()]
     assert [record["event"] for record in records[:3]] == ["machine", "run", "run"]
     assert [record for record in records if record["event"] == "summary"] == summaries
-    assert len(Path(f"{results}.md").read_text().splitlines()) == 2 + len(summaries)
+    assert len(Path(f"{results}.md").read_text().splitlines()) == 4 + len(summaries)
     ElementTree.parse(f"{results}.svg")  # noqa: S314 - our own
     assert list(place.iterdir()) == []
 

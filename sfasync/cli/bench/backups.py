@@ -10,13 +10,13 @@ from pathlib import Path
 from ...units import GiB, MiB, TiB
 from ..tools import find_tool, run_tool
 from .contest import SFASYNC, Contest, Entrant, Facts, Place, bytes_below, limited_by, result_of, synced
-from .data import random_image, sparse_qcow2, usr_image
+from .data import PIECE, random_image, sparse_qcow2, usr_image
 from .servers import nbdkit, qemu_nbd
 
 _PIECES_EACH = 8 * TiB // 24_000
 _DISKS = 16
 _EQUAL_DISKS = 8
-_SPARSE_DATA = 256 * MiB  # on a sparse disk of any size
+_SPARSE_PIECES = 4096  # of 64 KiB, on a sparse disk of any size
 
 _RESTIC = 'nbdcopy "$1" - | restic --quiet backup --stdin --stdin-filename disk.raw'
 _BORG = (
@@ -173,10 +173,10 @@ async def memory(place: Place) -> AsyncGenerator[Contest, None]:
     async with _many(place, _DISKS) as disks:
         yield ours(f"peak memory: {_DISKS} disks at once", place.size, *disks)
     for size in (place.size * 512, place.size * 8192):
-        share = 100 * min(1.0, _SPARSE_DATA / size)
-        data = (f"percent={share:.7f}", "runlength=1048576", "random-content=true")
-        async with nbdkit(place.sockets, "sparse-random", f"size={size}", *data) as uri:
+        image = await sparse_qcow2(place, size, min(_SPARSE_PIECES, size // PIECE))
+        async with qemu_nbd(place.sockets, image) as uri:
             yield ours(f"peak memory: sparse disk of {size // GiB} GiB", size, ("disk", uri))
+        image.unlink()
 
 
 async def fairness(place: Place) -> AsyncGenerator[Contest, None]:
@@ -199,7 +199,7 @@ async def scattered(place: Place) -> AsyncGenerator[Contest, None]:
     """S12: a large sparse disk with small pieces of data all over it."""
     site = _Site(place.directory)
     pieces = max(1, place.size // _PIECES_EACH)
-    async with qemu_nbd(place.sockets, await sparse_qcow2(place.directory, place.size, pieces)) as uri:
+    async with qemu_nbd(place.sockets, await sparse_qcow2(place, place.size, pieces)) as uri:
         totals = Entrant(name="map", command=(*SFASYNC, "info", "--map", "--totals", uri))
         command = site.backup(("disk", uri))
         backup = Entrant(name="full backup", command=command, prepare=site.new_ours, facts=limited_by)

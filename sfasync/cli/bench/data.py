@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from ...transport.export import open_export
 from ...units import KiB, MiB
 from ..tools import run_tool
+from .contest import Place
+from .servers import qemu_nbd
 
 USR = Path("/usr")
 _FILLED = 0.85  # of a file system; the rest is for its own tables and stays empty
@@ -48,20 +51,16 @@ async def usr_image(directory: Path, size: int, *, top: Path = USR) -> Path:
     return image
 
 
-async def sparse_qcow2(directory: Path, size: int, pieces: int) -> Path:
+async def sparse_qcow2(place: Place, size: int, pieces: int) -> Path:
     """A qcow2 image with that many pieces of 64 KiB, a quarter of each random, scattered over it."""
-    image, raw = directory / "scattered.qcow2", directory / "scattered.raw"
+    image = place.directory / f"scattered-{size}.qcow2"
     source = random.Random(size)
-    with raw.open("wb") as file:
-        file.truncate(size)
+    await run_tool("qemu-img", "create", "-q", "-f", "qcow2", image, str(size))
+    async with qemu_nbd(place.sockets, image, writable=True) as uri, await open_export(uri) as export:
         for number in range(pieces):
             start = size // pieces * number // PIECE
             end = size // pieces * (number + 1) // PIECE
-            os.pwrite(file.fileno(), source.randbytes(PIECE // 4) * 4, source.randrange(start, end) * PIECE)
-            if number % 16 == 0:
-                await asyncio.sleep(0)
-    await run_tool("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image)
-    raw.unlink()
+            await export.write(source.randrange(start, end) * PIECE, source.randbytes(PIECE // 4) * 4)
     return image
 
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...errors import SourceError
+from ...units import format_size
 from ..tools import last_line
 from .contest import Contest, Entrant
 from .report import Run
@@ -56,11 +57,11 @@ def machine(version: str) -> dict[str, object]:
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
-        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory": format_size(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
         "kernel": release.release,
         "python": sys.version.partition(" ")[0],
         "sfasync": version,
-        "load": round(os.getloadavg()[0], 2),
+        "load before": round(os.getloadavg()[0], 2),
     }
 
 

@@ -108,8 +108,10 @@ def text(summaries: Sequence[Summary]) -> Iterator[str]:
         yield f"  {row.program:14}{numbers} {ratio}  {_facts(row)}".rstrip()
 
 
-def markdown(summaries: Sequence[Summary]) -> Iterator[str]:
-    """All contests as one table for a document."""
+def markdown(summaries: Sequence[Summary], machine: Mapping[str, object]) -> Iterator[str]:
+    """All contests as one table for a document, and on what they were measured."""
+    yield ", ".join(f"{name} {value}" for name, value in machine.items())
+    yield ""
     yield "| row | work | program | wall s (least-most) | CPU s | peak MiB | ratio (least-most) | more |"
     yield "|---|---|---|---|---|---|---|---|"
     for row in summaries:

@@ -8,6 +8,7 @@ from .contest import Row
 
 _NBDKIT = {"nbdkit": "nbdkit"}
 _IMAGE = {**_NBDKIT, "mke2fs": "e2fsprogs"}
+_QEMU = {"qemu-nbd": "qemu-utils", "qemu-img": "qemu-utils"}
 _NBDCOPY = {"nbdcopy": "libnbd-bin"}
 _RESTIC = {"restic": "restic", "nbdcopy": "libnbd-bin"}
 _SHARED = "the server shares the cores with the client"
@@ -70,7 +71,7 @@ ROWS = {
             id="S10",
             hold=backups.memory,
             size=2 * GiB,
-            tools=_IMAGE,
+            tools={**_IMAGE, **_QEMU},
             caveats="16 disks have the size of the first together, the sparse ones 512 and 8192 times as much",
         ),
         Row(id="S11", hold=backups.fairness, size=2 * GiB, tools=_NBDKIT, caveats=_SHARED),
@@ -78,7 +79,7 @@ ROWS = {
             id="S12",
             hold=backups.scattered,
             size=8 * TiB,
-            tools={"qemu-nbd": "qemu-utils", "qemu-img": "qemu-utils"},
+            tools=_QEMU,
             caveats=f"{_SHARED}; a quarter of each piece is random",
         ),
         Row(

@@ -55,13 +55,15 @@ class Bench:
             SourceError: A program that was measured, or a server, failed.
         """
         missing = _missing(rows)
+        measured_on = machine(VERSION)
         possible = [row for row in rows if not row.tools.keys() & missing.keys()]
         if not possible:
             raise UsageError(f"nothing can be measured without {', '.join(missing)}; {_install(missing)}")
         try:
             with self._results.with_name(self._results.name + ".jsonl").open("x") as log:
+                _record(log, "machine", measured_on)
                 await self._measure(possible, log)
-            self._keep(".md", markdown(self._summaries))
+            self._keep(".md", markdown(self._summaries, measured_on))
             self._keep(".svg", svg(self._summaries))
         except OSError as error:
             raise storage_error(error, "write the results", str(self._results)) from error
@@ -75,7 +77,6 @@ class Bench:
         return missing
 
     async def _measure(self, rows: Iterable[Row], log: TextIO) -> None:
-        _record(log, "machine", machine(VERSION))
         with (
             tempfile.TemporaryDirectory(prefix="sfasync-bench-", dir=self._directory) as directory,
             tempfile.TemporaryDirectory(prefix="sfab-") as sockets,

@@ -36,11 +36,12 @@ async def nbdkit_over_tls(sockets: Path, *arguments: str | Path) -> AsyncIterato
 
 
 @asynccontextmanager
-async def qemu_nbd(sockets: Path, image: Path) -> AsyncIterator[str]:
-    """A qemu-nbd that serves a qcow2 image."""
+async def qemu_nbd(sockets: Path, image: Path, *, writable: bool = False) -> AsyncIterator[str]:
+    """A qemu-nbd that serves a qcow2 image; what is written to it need not survive anything."""
     with tempfile.TemporaryDirectory(dir=sockets) as place:
         path, ready = Path(place, "s"), Path(place, "pid")
-        options = ("--persistent", "--read-only", "--shared=16", "--format=qcow2")
+        access = "--cache=unsafe" if writable else "--read-only"
+        options = ("--persistent", access, "--shared=16", "--format=qcow2")
         async with running(("qemu-nbd", *options, f"--socket={path}", f"--pid-file={ready}", image), ready.exists):
             yield _uri(path)
 

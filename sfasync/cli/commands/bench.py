@@ -48,8 +48,8 @@ def command(
     """Measure sfasync against nbdcopy, restic, borg and qemu-img, as far as they are installed.
 
     Makes its own data and servers. Rows: S1 to S4 and S9 copies, S5 to S7 backup and restore, S10 memory, S11 several
-    disks, S12 scattered data, S14 start-up, S15 incremental; all of them if none is named, which takes an hour or two
-    and 12 GiB of disk and memory each. Every figure is the median of whole processes, run in turn.
+    disks, S12 scattered data, S14 start-up, S15 incremental; all of them if none is named, which takes an hour or two,
+    12 GiB of disk and 6 GiB of memory. Every figure is the median of whole processes, run in turn.
     """
     wish = _Wish(
         rows=rows,
