@@ -13,6 +13,7 @@ import fcntl
 import mmap
 import os
 import stat
+import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,6 +46,8 @@ _ZEROED_IN_ONE_CALL = 256 * MiB  # what a slow disk overwrites while a cancelled
 _GROWN_IN_ONE_STEP = 256 * MiB  # by a file whose size is not known before
 
 _ZEROS = mmap.mmap(-1, MiB)  # at a page boundary, for direct writes; never written to
+
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock (fcntl(2))
 
 # O_NONBLOCK: opening a pipe that nobody writes to would wait for ever; files and disks ignore it.
 _FLAGS = os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
@@ -392,13 +395,21 @@ def _create_target(path: Path, overwrite: bool) -> int:
 
 
 def _lock(fd: int, path: Path) -> None:
-    """Take the file for ourselves, so that no copy empties its own source or another one's target."""
+    """Take the file for ourselves, so that no copy empties its own source or another one's target.
+
+    A virtual machine, qemu-nbd and qemu-img say by locks of another kind that they use an image (qemu,
+    block/file-posix.c, raw_check_lock_bytes): so the source of a copy over NBD is found to be its target.
+    """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise TargetRefusedError(f"{_name(path)} is in use by another job", path=str(path)) from error
     except OSError:
         pass  # a file system without locks
+    with suppress(OSError):
+        found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        if _FLOCK.unpack(found)[0] != fcntl.F_UNLCK:
+            raise TargetRefusedError(f"{_name(path)} is in use, by a virtual machine or qemu-nbd", path=str(path))
 
 
 def _resize(fd: int, path: Path, size: int) -> None:
