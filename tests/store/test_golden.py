@@ -39,6 +39,10 @@ def test_the_second_reader_restores_it() -> None:
     for vm, seq, disks in golden.expected():
         manifest = reader.manifest(vm, seq)
         assert {disk["id"]: b"".join(reader.disk(disk)) for disk in manifest["disks"]} == disks
+        files = {
+            file["name"]: reader.blob(3, bytes.fromhex(file["digest"]), file["size"]) for file in manifest["files"]
+        }
+        assert files == (golden.FILES if vm == golden.PLATFORM_VM else {})
 
 
 async def test_backups_go_on_in_it(place: Path) -> None:
