@@ -216,6 +216,14 @@ async def test_a_damaged_journal_is_left_out_and_told(repository: Repository, ca
     assert (await repository.verify()).ok
 
 
+async def test_a_journal_is_checked_and_no_damage(repository: Repository) -> None:
+    await interrupt(repository, range(COUNT))
+    (path,) = journals(repository)
+    verified = await repository.verify(data=True)
+    assert verified.ok
+    assert str(path.relative_to(repository.location)) in verified.leftovers
+
+
 async def test_a_journal_that_goes_bad_after_it_was_found(repository: Repository) -> None:
     await interrupt(repository, range(COUNT))
     session = await repository.begin("web-01")
