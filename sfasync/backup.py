@@ -120,9 +120,10 @@ class Backup:
         session = await self._store.begin(request.vm, wait=request.wait, resume=request.resume)
         try:
             return await self._in_session(session, request, platform, reporter, began)
-        except BaseException:
+        except BaseException as error:
+            lost = isinstance(error, LeaseLostError)  # nobody knows since when: what was read may not be the snapshot's
             with suppress(TimeoutError):  # a slow disk; what failed before is the news
-                await finish(session.abort(), _ABORT_SECONDS)
+                await finish(session.abort(keep=not lost), _ABORT_SECONDS)
             raise
 
     async def _in_session(

@@ -400,8 +400,11 @@ class BackupSession(Protocol):
         """
         ...
 
-    async def abort(self) -> None:
-        """End the session without a backup. Idempotent; nothing becomes visible. What is finished is noted first."""
+    async def abort(self, *, keep: bool = True) -> None:
+        """End the session without a backup. Idempotent; nothing becomes visible.
+
+        What is finished is noted first; without `keep`, because it may not be what the snapshot has, it is forgotten.
+        """
         ...
 
 

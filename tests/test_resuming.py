@@ -9,10 +9,10 @@ from typing import cast
 
 import pytest
 
-from sfasync import Engine, Repository, SourceError, UsageError
+from sfasync import Engine, LeaseLostError, Repository, SourceError, UsageError
 from sfasync.extents import Action, Step
 from sfasync.interfaces import BackupSession, DiskWriter
-from sfasync.models import Extent
+from sfasync.models import Checkpoint, Extent
 from sfasync.platform.plain import PlainPlatform
 from sfasync.progress import Meter, Progress
 from sfasync.resuming import remaining, with_checkpoints
@@ -20,7 +20,7 @@ from sfasync.units import KiB, MiB
 
 from .store.support import noise
 from .support.memory import MemoryDisk
-from .support.tracking import LosingDisk, TrackingPlatform
+from .support.tracking import TrackedDisk, TrackedSnapshotDisk, TrackingPlatform
 from .test_badblocks import SECTOR, ScratchedDisk
 
 HALF = 4 * MiB
@@ -49,6 +49,21 @@ class HaltingDisk(MemoryDisk):
                 raise SourceError("gone")
         self.reads.append((offset, len(buffer)))
         buffer[:] = self.content[offset : offset + len(buffer)]
+
+
+class HaltingPlatform(TrackingPlatform):
+    """A platform whose disks halt at one gate."""
+
+    def __init__(self, disks: dict[str, bytes]) -> None:
+        super().__init__(disks)
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    def _freeze(self, disk: TrackedDisk, base: Checkpoint | None, lost: asyncio.Future[str]) -> TrackedSnapshotDisk:
+        frozen = super()._freeze(disk, base, lost)
+        frozen.address = HaltingDisk(bytes(disk.content))
+        frozen.address.gate = self.gate
+        return frozen
 
 
 async def fail_half_way(engine: Engine, disk: HaltingDisk, *others: MemoryDisk, bad_blocks: str = "fail") -> None:
@@ -218,30 +233,41 @@ async def test_what_could_not_be_read_is_read_again(engine: Engine) -> None:
 
 
 async def test_an_incremental_goes_on_in_the_snapshot_that_still_stands(engine: Engine, repository: Repository) -> None:
-    platform = TrackingPlatform({"vda": CONTENT})
+    platform = HaltingPlatform({"vda": CONTENT})
     disk = platform.vm_disks["vda"]
     await engine.backup_vm("web-01", platform=platform)
     for chunk in range(5):
         disk.write(chunk * MiB + 5, b"changed")
     frozen = bytes(disk.content)
-    platform.lose_after = 3 * MiB
-    with pytest.raises(Exception, match="took the snapshot back"):
-        await engine.backup_vm("web-01", platform=platform)
+    platform.gate.clear()
+    job = engine.start_backup("web-01", platform=platform)
+    while job.progress().done < len(CONTENT) - MiB:
+        await asyncio.sleep(0.01)
+    job.cancel()
+    await job.ended()
+    platform.gate.set()
     (unfinished,) = await repository.unfinished()
     disk.write(0, b"later")
-    ((kept,),) = platform.kept.values()
-    cast(LosingDisk, kept.address).lose_after = None
     result = await engine.backup_vm("web-01", platform=platform)
     assert result.disks[0].mode == "incremental"
     assert result.disks[0].reasons == ("resumed",)
-    assert result.bytes_resumed == unfinished.bytes_journaled
-    assert result.bytes_read + result.bytes_resumed == 5 * MiB
+    assert result.bytes_resumed == unfinished.bytes_journaled == HALF
+    assert result.bytes_read == MiB
     assert result.disks[0].statistics.bytes_skipped == 2 * MiB - 512 * KiB
     target = MemoryDisk(b"\xff" * len(frozen))
     await engine.restore_vm(result.id, to_disks={"vda": target})
     assert target.content == frozen
     after = await engine.backup_vm("web-01", platform=platform)
     assert after.disks[0].statistics.bytes_read == MiB, "the write that came later"
+
+
+async def test_what_was_read_of_a_snapshot_that_was_lost_is_forgotten(engine: Engine, repository: Repository) -> None:
+    """Nobody knows since when it was not frozen any more."""
+    platform = TrackingPlatform({"vda": CONTENT})
+    platform.lose_after = 3 * MiB
+    with pytest.raises(LeaseLostError):
+        await engine.backup_vm("web-01", platform=platform)
+    assert await repository.unfinished() == []
 
 
 async def test_the_options_are_checked(engine: Engine) -> None:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ..errors import (
     BusyError,
@@ -329,25 +330,28 @@ class Session:
         await self._workers.run_to_end(self._commit, manifest)
         return manifest
 
-    async def abort(self) -> None:
+    async def abort(self, *, keep: bool = True) -> None:
         """End the session without a backup; does nothing when it has ended. Runs to its end even if cancelled.
 
-        What is finished of frozen disks is made durable and noted, unless the repository failed.
+        What is finished of frozen disks is made durable and noted, unless the repository failed; without `keep`, what
+        this session noted is removed.
         """
         if self._state not in _ENDED:
-            await self._workers.run_surely(self.abort_now)
+            await self._workers.run_surely(partial(self.abort_now, keep=keep))
 
     # --- in a thread --------------------------------------------------------------------------------------------------
 
-    def abort_now(self) -> None:
+    def abort_now(self, *, keep: bool = True) -> None:
         """As `abort`, and blocks."""
         with self._ending:
             if self._state in _ENDED:
                 return
             self._state = "aborted"
-            self._intake.abort(keep=self._journal is not None)
-            if self._journal is not None:
+            self._intake.abort(keep=keep and self._journal is not None)
+            if self._journal is not None and keep:
                 self._journal.write()
+            elif self._journal is not None:
+                self._forget()
             with suppress(StorageError):  # on a full disk the number may be used again; nobody is left who used it
                 self._records.put_void(self._claim.place, "aborted")
             self._end()
@@ -369,6 +373,12 @@ class Session:
         now = time.monotonic()
         pause = min((now - self._began) / _SHARE, _LONGEST)
         self._pause = max(pause, _SHORTEST, _COST * (now - began))
+
+    def _forget(self) -> None:
+        """Remove what this session noted."""
+        vm, seq = self._claim.place
+        with suppress(StorageError):
+            remove_journals(self._records, [place for place in self._records.journals(vm) if place.seq == seq])
 
     def _noting(self) -> JournalWriter:
         if self._journal is None:

@@ -236,7 +236,7 @@ def test_killed_at_any_moment(repository: Path, tmp_path: Path, capsys: pytest.C
     for number in range(50):
         with all_served(disks) as named:
             process = start("backup", VM, *named, "--snapshot-id", f"s{number}")
-            time.sleep(choice.uniform(0.1, 1.5))
+            time.sleep(choice.uniform(0.3, 3))
             process.kill()
             ended = finish(process)
         asked(disks)
