@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from .endpoints import Endpoints, Pipe, TargetSink, checked_target
-from .errors import StateError, TargetRefusedError, UsageError
+from .errors import StateError, TargetError, TargetRefusedError, UsageError, printable
 from .files import publish, storage_error
 from .interfaces import Sink, Source
 from .models import ExportAddress
@@ -94,6 +94,7 @@ async def file_target(
 
     Raises:
         TargetRefusedError: The file exists and `force` was not given, or what exists is no file.
+        StorageError: It could not be created, in a directory that does not exist for example.
     """
     await workers.run(_check_free, path, force)
     hidden = path.with_name(f".sfasync-{secrets.token_hex(8)}.part")  # not longer than any name that fits
@@ -115,8 +116,11 @@ def _check_free(path: Path, force: bool) -> None:
     """See that a file may have this name.
 
     Raises:
+        TargetError: There is no such directory.
         TargetRefusedError: Something has it that stays.
     """
+    if not path.parent.is_dir():
+        raise TargetError(f"cannot create {printable(str(path))}: there is no such directory", path=str(path))
     try:
         mode = path.lstat().st_mode
     except OSError:  # what is wrong besides shows when the file is made

@@ -65,7 +65,7 @@ async def test_where_nothing_can_be_created_that_is_what_is_told(
     endpoints: Endpoints, workers: Workers, image_format: str
 ) -> None:
     with pytest.raises(StorageError, match="No such file or directory"):
-        await make(endpoints, workers, Path("/proc/none") / f"disk.{image_format}", image_format=image_format)
+        await make(endpoints, workers, Path("/proc") / f"disk.{image_format}", image_format=image_format)
 
 
 @pytest.mark.parametrize("image_format", FORMATS)

@@ -106,8 +106,10 @@ def test_wrong_input(backup: str, tmp_path: Path, arguments: list[str], message:
 
 
 def test_a_directory_that_is_not_there(backup: str, tmp_path: Path) -> None:
-    ended = sfasync("export", backup, "--disk", "vda", tmp_path / "none" / "out", "--json")
+    target = tmp_path / "none" / "out"
+    ended = sfasync("export", backup, "--disk", "vda", target, "--json")
     assert (ended.status, ended.last["code"]) == (21, "target")
+    assert ended.last["message"] == f"cannot create {target}: there is no such directory"
 
 
 @pytest.mark.parametrize("target", ["out", "-"])
