@@ -327,6 +327,17 @@ async def test_a_pack_that_fills_fast_is_left_to_fill(repository: Repository, mo
     await session.abort()
 
 
+async def test_what_may_not_be_the_snapshots_is_forgotten(repository: Repository) -> None:
+    await interrupt(repository, range(1))
+    before = journals(repository)
+    session = await repository.begin("web-01")
+    await session.disk("vda", len(CONTENT), frozen=FROZEN).write(2 * CHUNK, CONTENT[2 * CHUNK : 3 * CHUNK])
+    await session.checkpoint()
+    assert len(journals(repository)) == 2
+    await session.abort(keep=False)
+    assert journals(repository) == before
+
+
 async def test_after_its_end_a_session_notes_nothing(repository: Repository) -> None:
     session = await repository.begin("web-01")
     writer = session.disk("vda", 0, frozen=FROZEN)
