@@ -1,6 +1,7 @@
 """The power is cut at random moments of a backup, before single calls of it, and in the instant after it said yes.
 
 What was acknowledged is there after the next mount, to the byte; the rest is invisible; the next backup needs no help.
+Likewise a restore: a file has its name when all of it is durable, and an acknowledged one is there.
 The same backup with fsync made to do nothing loses what it acknowledged, so a cut does lose what is not durable.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import glob
 import random
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,13 +18,15 @@ import pytest
 
 from ..support.power import CUTS, KINDS, Disk, disk
 from ..support.servers import nbdkit
-from .site import Site
+from .site import DISK, VM, Site
 
 MOMENTS = ("acknowledged", "random", "link", "fsync")
 
 CUTS_IN_ALL = 200
+CUTS_OF_RESTORES = 60
 _CUTS_OF_A_REPOSITORY = 25
 _LAST_CALL = {"link": 6, "fsync": 24}  # of a backup with one pack of each class, about
+_SECONDS_OF_A_RESTORE = 0.03  # from its file on, about
 _SECONDS = 0.25  # that such a backup takes from its session on, about
 
 
@@ -73,6 +77,67 @@ class PowerCut:
         self._disk.cut(how)
         process.kill()
         return process.wait(60)
+
+
+class RestoreCut:
+    """Restores to a file system whose power is cut; the repository is on another.
+
+    Attributes:
+        done: How often it was.
+        whole: How often the file was there after it.
+    """
+
+    def __init__(self, place: Path, disk: Disk, seed: int) -> None:
+        self.done = self.whole = 0
+        self._disk = disk
+        self._random = random.Random(seed)
+        self._site = Site(place, place / "repository", seed=seed)
+        self._site.init()
+        with nbdkit("file", self._site.image, "--readonly") as server:
+            assert self._site.back_up(server.uri) == 0, self._site.said()
+
+    def cut(self, how: str, *, acknowledged: bool) -> None:
+        """Restore, cut the power at a moment of that or after it, mount again, and look at what is there."""
+        target = self._disk.mount / f"target-{self.done}"
+        process = self._site.start("restore", f"{VM}@latest", "--to", str(target))
+        if acknowledged:
+            assert process.wait(60) == 0, self._site.said()
+        else:
+            while not list(target.glob(".sfasync-*")) and process.poll() is None:
+                time.sleep(0.001)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(self._random.uniform(0, _SECONDS_OF_A_RESTORE))
+        finished = process.poll() == 0
+        self._disk.cut(how)
+        process.kill()
+        process.wait(60)
+        self._disk.restart()
+        file = target / f"{DISK}.raw"
+        assert file.exists() or not finished, "acknowledged, and not there"
+        assert not file.exists() or file.read_bytes() == self._site.image.read_bytes(), "there, and not whole"
+        self.whole += file.exists()
+        self.done += 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_few_cuts_of_restores(tmp_path: Path, kind: str) -> None:
+    with disk(tmp_path, kind) as mounted:
+        restores = RestoreCut(tmp_path, mounted, 1)
+        restores.cut("all", acknowledged=True)
+        restores.cut("log", acknowledged=False)
+        restores.cut("log", acknowledged=True)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_cuts_of_restores(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with disk(tmp_path, kind) as mounted:
+        restores = RestoreCut(tmp_path, mounted, 2)
+        for number in range(CUTS_OF_RESTORES // len(KINDS)):
+            restores.cut(list(CUTS)[number % len(CUTS)], acknowledged=number % 4 == 0)
+        with capsys.disabled():
+            print(f" {restores.done} cuts of restores on {kind}, {restores.whole} files whole, none in part ", end="")
 
 
 @pytest.mark.parametrize("kind", KINDS)
