@@ -228,6 +228,26 @@ def test_rows_that_there_are_not(tmp_path: Path) -> None:
     assert ended.err == f"sfasync: there is no row S99; there are {', '.join(ROWS)}\n"
 
 
+def test_a_disk_that_is_too_small() -> None:
+    ended = sfasync("bench", "S1", "--size=1000")
+    assert (ended.status, ended.err) == (2, "sfasync: --size must be 1M or more (see 'sfasync bench --help')\n")
+
+
+def test_no_room_for_the_data(place: Path, tmp_path: Path) -> None:
+    """What is said names the place that is full, not the results."""
+    require("nbdkit")
+    limit = ["prlimit", f"--fsize={MIB}", sys.executable, "-m", "sfasync", "bench", "S4", "--size=8M", "--pairs=1"]
+    done = subprocess.run(
+        [*limit, f"--directory={place}", f"--results={tmp_path / 'x'}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "TMPDIR": str(place)},
+    )
+    assert (done.returncode, done.stderr) == (21, f"sfasync: cannot measure in {place}: File too large\n")
+    assert list(place.iterdir()) == []
+
+
 def test_results_are_not_overwritten(tmp_path: Path) -> None:
     require("nbdkit")
     (tmp_path / "x.jsonl").write_text("precious")

@@ -51,7 +51,7 @@ class Bench:
 
         Raises:
             UsageError: None of the rows can be measured with the programs that there are.
-            StorageError: The results cannot be written.
+            StorageError: The results, or the data to measure with, cannot be written.
             SourceError: A program that was measured, or a server, failed.
         """
         missing = _missing(rows)
@@ -59,14 +59,15 @@ class Bench:
         possible = [row for row in rows if not row.tools.keys() & missing.keys()]
         if not possible:
             raise UsageError(f"nothing can be measured without {', '.join(missing)}; {_install(missing)}")
-        try:
-            with self._results.with_name(self._results.name + ".jsonl").open("x") as log:
-                _record(log, "machine", measured_on)
+        with self._create(".jsonl") as log:
+            _record(log, "machine", measured_on)
+            try:
                 await self._measure(possible, log)
-            self._keep(".md", markdown(self._summaries, measured_on))
-            self._keep(".svg", svg(self._summaries))
-        except OSError as error:
-            raise storage_error(error, "write the results", str(self._results)) from error
+            except OSError as error:
+                where = self._directory or tempfile.gettempdir()
+                raise storage_error(error, "measure in", str(where)) from error
+        self._keep(".md", markdown(self._summaries, measured_on))
+        self._keep(".svg", svg(self._summaries))
         for row in rows:
             if row not in possible:
                 self._output.warning(f"{row.id} was not measured: {_install(_missing([row]))}")
@@ -110,7 +111,15 @@ class Bench:
             self._output.event("summary", summary.record())
 
     def _keep(self, ending: str, lines: Iterable[str]) -> None:
-        self._results.with_name(self._results.name + ending).write_text("\n".join(lines) + "\n")
+        with self._create(ending) as file:
+            file.write("\n".join(lines) + "\n")
+
+    def _create(self, ending: str) -> TextIO:
+        path = self._results.with_name(self._results.name + ending)
+        try:
+            return path.open("x")
+        except OSError as error:
+            raise storage_error(error, "create", str(path)) from error
 
 
 def _missing(rows: Iterable[Row]) -> dict[str, str]:

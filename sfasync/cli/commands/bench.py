@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from ...units import MiB
 from .. import options
 from ..output import Output
 from ..runner import perform
@@ -29,7 +30,7 @@ class _Wish:
 @click.option(
     "--pairs", type=click.IntRange(1, 1000), metavar="N", default=7, show_default=True, help="Counted rounds of each."
 )
-@click.option("--size", type=options.size, metavar="SIZE", help="Of the disks, instead of each row's own.")
+@click.option("--size", type=options.size, metavar="SIZE", help="Of the disks, 1M or more, instead of each row's own.")
 @click.option(
     "--directory",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
@@ -51,6 +52,8 @@ def command(
     disks, S12 scattered data, S14 start-up, S15 incremental; all of them if none is named, which takes an hour or two,
     12 GiB of disk and 6 GiB of memory. Every figure is the median of whole processes, run in turn.
     """
+    if size is not None and size < MiB:
+        raise click.UsageError("--size must be 1M or more")
     wish = _Wish(
         rows=rows,
         pairs=pairs,
