@@ -60,6 +60,15 @@ def test_the_shell_examples_work(page: str, place: Path) -> None:
     assert "sfasync: " not in ended.stderr
 
 
+def test_the_page_on_verify_tells_the_truth(place: Path) -> None:
+    """What is damaged in it heals: the last verify and the restore of the first backup succeed."""
+    require("nbdkit")
+    ended = shell(blocks("docs/howto/verify.md", "sh"), place)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("exit code 22") == 2
+    assert "1 bad copy in quarantine" in ended.stdout
+
+
 def test_the_tutorial_tells_the_truth(place: Path) -> None:
     require("qemu-nbd")
     script = blocks("docs/howto/tutorial.md", "sh").replace("sfasync backup", "sfasync backup --json")

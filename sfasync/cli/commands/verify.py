@@ -89,10 +89,11 @@ def _report(output: Output, result: VerifyResult, location: str) -> None:
     for warning in result.warnings:
         output.warning(warning)
     tell_problems(output, result.problems, location)
+    copies = f"{result.quarantined} bad cop{'y' if result.quarantined == 1 else 'ies'}"
     output.remark(
         f"no problems in {result.backups} backups: {result.objects} objects, {result.blobs} blobs, "
         f"{format_size(result.bytes_read)} read in {format_seconds(result.seconds)}"
-        + (f"; {result.quarantined} bad copies in quarantine, which nothing needs" if result.quarantined else "")
+        + (f"; {copies} in quarantine, which nothing needs" if result.quarantined else "")
         + (f"; {len(result.leftovers)} left-overs of interrupted writers do no harm" if result.leftovers else "")
     )
     since = "never" if result.all_read_since is None else local_time(result.all_read_since)
