@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from ..errors import IntegrityError, RepositoryVersionError, printable
+from ..errors import IntegrityError, ObjectMissingError, RepositoryVersionError, printable
 from ..models import RepairAction
 from .checks import remembered
 from .findings import is_lasting
@@ -218,9 +218,21 @@ class Repair:
         """Say of manifests that are gone that there is no such backup, so that their numbers are not used again."""
         for gap in self._records.gaps(remembered(self._store, self._records.repository)):
             for seq in range(gap.first, min(gap.last, gap.first + _MOST_FILLED - 1) + 1):
+                if self._is_taken(backup_key(gap.vm, seq)):
+                    continue
                 self._do(
                     "void",
                     backup_key(gap.vm, seq),
                     "there was something, and it is gone: the number is not to be used again",
                     partial(self._records.put_void, Numbered(gap.vm, seq), "lost"),
                 )
+
+    def _is_taken(self, key: str) -> bool:
+        """Whether there is something under a name, if only a directory: that is for people to move away."""
+        try:
+            self._store.size(key)
+        except ObjectMissingError:
+            return False
+        except IntegrityError:
+            pass
+        return True

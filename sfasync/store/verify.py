@@ -435,7 +435,14 @@ class Verification:
         """A manifest that somebody removed leaves a gap, or is remembered."""
         for vm, first, last in self._records.gaps(self._last):
             more = f", and so are those up to number {last}" if last > first else ""
-            self._findings.add(backup_key(vm, first), f"it is missing: a number is used once{more}")
+            problem = f"it is missing: a number is used once{more}"
+            try:
+                self._store.size(backup_key(vm, first))
+            except ObjectMissingError:
+                pass
+            except DAMAGE as error:
+                problem = str(error)  # there is something else under its name
+            self._findings.add(backup_key(vm, first), problem)
 
     def _all_read_since(self) -> float | None:
         """When the longest unread pack concerned was read; now, where there is none."""

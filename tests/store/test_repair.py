@@ -189,6 +189,8 @@ async def test_the_last_manifest_is_missed_where_a_verification_saw_it(
     for _ in range(2):
         (problem,) = (await repository.verify()).problems
         assert problem.object == str(victim.relative_to(place))
+        assert ("not a regular file" in problem.problem) == (harm == "directory")
+    assert steps(await repository.repair()) == (["void"] if harm == "remove" else [])
 
 
 async def test_a_backup_that_was_forgotten_is_not_missed(repository: Repository, first: Manifest) -> None:

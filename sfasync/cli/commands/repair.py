@@ -52,10 +52,9 @@ def _report(output: Output, result: RepairResult, location: str) -> None:
         if not result.dry_run:
             raise
     count = len(result.actions)
-    output.remark(
-        f"{count or 'no'} step{'' if count == 1 else 's'} {'would be' if result.dry_run else 'were'} taken,"
-        f" in {format_seconds(result.seconds)}"
-    )
+    steps = f"{count or 'no'} step{'' if count == 1 else 's'}"
+    taken = "would be taken" if result.dry_run else "taken"
+    output.remark(f"{steps} {taken}, in {format_seconds(result.seconds)}")
     output.result(
         "repair",
         {

@@ -12,7 +12,7 @@ from .conftest import damage
 def test_nothing_to_do(backup: str) -> None:
     ended = sfasync("repair")
     assert (ended.status, ended.err) == (0, "")
-    assert ended.out.startswith("no steps were taken")
+    assert ended.out.startswith("no steps taken")
     result = sfasync("repair", "--dry-run", "--json").last
     assert (result["command"], result["dry_run"], result["actions"], result["problems"]) == ("repair", True, 0, 0)
 
