@@ -113,7 +113,7 @@ class IndexReader:
         superseded = _COUNTS.size + pack_count * _PACK.size
         fanout = superseded + superseded_count * _ID_SIZE
         self._rows = fanout + _FANOUT.size
-        if self._rows + row_count * _ROW.size != len(payload):
+        if self._rows + row_count * _ROW.size != len(payload) or row_count > pack_count * MAX_BLOBS:
             raise self._damaged()
         self.packs = [IndexPack(*fields) for fields in _PACK.iter_unpack(payload[_COUNTS.size : superseded])]
         for pack in self.packs:
