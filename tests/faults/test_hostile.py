@@ -64,7 +64,7 @@ class Trap:
         peak.unlink(missing_ok=True)
         process = self.site.start(*arguments, program=("tests.support.peak", str(peak)))
         try:
-            status = process.wait(6 * SECONDS)
+            status = process.wait(6 * self.seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
