@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 
 from ..errors import IntegrityError, ObjectMissingError, SfasyncError, StorageError
 from ..interfaces import ObjectStore
@@ -129,14 +128,16 @@ class Scrubber:
 
     def new_damage(self) -> Iterator[BadObject]:
         """What was found bad, will not become good by itself, and is not in quarantine."""
-        rows = self._cache.rows(
-            f"SELECT DISTINCT bad.pack, blobs.kind, blobs.name, blobs.raw, bad.problem {_BAD_COPIES}"
-            f" WHERE lasting AND NOT {QUARANTINED} ORDER BY bad.pack"
-        )
         spoiled = dict(self._spoiled)
-        for pack, some in groupby(rows, key=lambda row: bytes(row[0])):
-            found = list(some)
-            blobs = tuple(BadBlob(kind=kind, name=name.hex(), raw=raw) for _, kind, name, raw, _ in found)
+        for (pack,) in self._cache.rows("SELECT DISTINCT pack FROM bad WHERE lasting ORDER BY pack"):
+            found = self._cache.rows(  # of one pack at a time: of a lost repository all would not fit into memory
+                f"SELECT DISTINCT blobs.kind, blobs.name, blobs.raw, bad.problem {_BAD_COPIES}"
+                f" WHERE lasting AND bad.pack = ? AND NOT {QUARANTINED}",
+                (pack,),
+            )
+            if not found:
+                continue
+            blobs = tuple(BadBlob(kind=kind, name=name.hex(), raw=raw) for kind, name, raw, _ in found)
             yield BadObject(
                 key=pack_key(pack),
                 blobs=None if len(blobs) == len(self._blobs_of(pack)) else blobs,

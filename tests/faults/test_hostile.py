@@ -370,8 +370,8 @@ CASES |= {
     "counted-wrong": Case(counted_wrong, restore=_EITHER),
     "wrong-fan-out": Case(wrong_fan_out, restore=_EITHER),
     "ten-million-rows": Case(ten_million_rows, restore=_EITHER),
-    # the largest index there may be is read, in 4 s on an idle machine
-    "as-many-rows-as-may-be": Case(as_many_rows_as_may_be, restore=_DONE, backup=_DONE, seconds=40.0),
+    # the largest index there may be is read, in 4 s on an idle machine; what is in quarantine then is no news
+    "as-many-rows-as-may-be": Case(as_many_rows_as_may_be, _EITHER, _DONE, _DONE, seconds=40.0),
     "crowded-pack": Case(crowded_pack, restore=_DONE, backup=_DONE),
     "bomb-of-64-GiB": Case(partial(bomb, frame=_zeros(MIB, 64 << 30))),
     "bomb-without-a-size": Case(partial(bomb, frame=_zeros(256 * MIB, None))),
