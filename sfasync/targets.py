@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import secrets
 import stat
 from collections.abc import AsyncIterator
@@ -16,9 +18,15 @@ from .errors import StateError, TargetError, TargetRefusedError, UsageError, pri
 from .files import publish, storage_error
 from .interfaces import Sink, Source
 from .models import ExportAddress
+from .transport.file import remove_abandoned
 from .workers import Workers
 
+log = logging.getLogger("sfasync")
+
 FORMATS = ("raw", "qcow2")
+
+_HIDDEN = re.compile(r"\.sfasync-[0-9a-f]{16}\.part")
+_ABANDONED = 60.0  # seconds; a file whose writer lives is unlocked for moments only
 
 _LONGEST_NAME = 255  # bytes that a name has at most in any file system (limits.h, NAME_MAX)
 
@@ -90,13 +98,15 @@ async def file_target(
 ) -> AsyncIterator[OpenTarget]:
     """A new image file, which appears under its name when it is complete and durable.
 
-    Until then it is a hidden file beside it, removed again when the block fails.
+    Until then it is a hidden file beside it, removed again when the block fails; what a killed process left there is
+    removed by the next one that writes into this directory.
 
     Raises:
         TargetRefusedError: The file exists and `force` was not given, or what exists is no file.
         StorageError: It could not be created, in a directory that does not exist for example.
     """
     await workers.run(_check_free, path, force)
+    await workers.run(_remove_left_overs, path.parent)
     hidden = path.with_name(f".sfasync-{secrets.token_hex(8)}.part")  # not longer than any name that fits
     try:
         opened = (
@@ -129,6 +139,14 @@ def _check_free(path: Path, force: bool) -> None:
         raise TargetRefusedError(f"{path} exists; remove it or use --force to replace it", path=str(path))
     if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
         raise TargetRefusedError(f"{path} is not a file; --force replaces only files", path=str(path))
+
+
+def _remove_left_overs(directory: Path) -> None:
+    """Remove hidden files whose writers were killed, as far as that can be done."""
+    with suppress(OSError):
+        for name in os.listdir(directory):
+            if _HIDDEN.fullmatch(name) and remove_abandoned(directory / name, _ABANDONED):
+                log.info("removed %s, which an interrupted restore left", directory / name)
 
 
 def image_format_of(path: Path) -> str:

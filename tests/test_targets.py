@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from sfasync.errors import StorageError, TargetRefusedError, UsageError
 from sfasync.models import Limits, Retry, Timeouts
 from sfasync.targets import FORMATS, check_format, file_name, file_target
 from sfasync.workers import Workers
+from tests.support import servers
 
 SIZE = 1 << 20
 
@@ -119,3 +121,24 @@ def test_formats_that_no_file_can_have() -> None:
         check_format(image_format)
     with pytest.raises(UsageError, match="none of raw, qcow2"):
         check_format("vmdk")
+
+
+async def test_what_a_killed_restore_left_is_removed(tmp_path: Path, endpoints: Endpoints, workers: Workers) -> None:
+    left = [hidden(tmp_path, number) for number in range(5)]
+    foreign = tmp_path / ".sfasync-notes.part"
+    for path in (*left, foreign):
+        path.write_bytes(bytes(SIZE))
+        os.utime(path, (0, 0))
+    abandoned, recent, link, served, locked = left
+    os.utime(recent)
+    link.unlink()
+    link.symlink_to(foreign)
+    with servers.qemu_nbd(served), locked.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        await make(endpoints, workers, tmp_path / "disk.raw")
+    assert not abandoned.exists()
+    assert sorted(tmp_path.iterdir()) == sorted([recent, link, served, locked, foreign, tmp_path / "disk.raw"])
+
+
+def hidden(directory: Path, number: int) -> Path:
+    return directory / f".sfasync-{number:016x}.part"
