@@ -4,7 +4,8 @@ Packs that no index object has are indexed again, from their own trailers and af
 Index objects that cannot be read are replaced. What is bad goes into quarantine, what turned out good comes out of it.
 What killed writers left is removed. Nothing that cannot be read is ever removed, and no backup loses anything.
 
-Sessions are listed first, then packs, then the index: what a writer at work adds meanwhile is its own, and left alone.
+Packs are listed first, then sessions, then the index: who wrote a pack either lives still, and the pack is left alone,
+or has ended, and the pack is in the index; but for those who were killed.
 """
 
 from __future__ import annotations
@@ -75,9 +76,9 @@ class Repair:
             StorageError: Something could not be read or written. What was done stands.
         """
         try:
+            packs = {pack for key in self._store.list(PACKS) if (pack := parse_pack(key)) is not None}
             live = self._end_sessions()
             self._remove_temporary_files()
-            packs = {pack for key in self._store.list(PACKS) if (pack := parse_pack(key)) is not None}
             damaged, newer = self._read_index()
             if not newer:  # which packs an index object of a newer version has is not known
                 self._index(packs - self._indexed(), damaged, live)

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from sfasync.models import Manifest, RepairResult
-from sfasync.store.names import backup_key, vm_name
+from sfasync.store.local import LocalHold, LocalStore
+from sfasync.store.names import SESSIONS, backup_key, session_key, vm_name
+from sfasync.store.packs import PackClass, PackWriter
 from sfasync.store.repository import Repository
+from sfasync.store.seal import BlobKind
 
 from .support import CHUNK, back_up, files, flip, noise, read_disk
 from .test_format import Reader
@@ -93,6 +96,29 @@ async def test_packs_of_a_killed_backup_serve_the_next_one(repository: Repositor
     next_one = await back_up(repository, "web-02", {"vda": content})
     assert next_one.disks[0].statistics.bytes_new == 0
     await session.abort()
+
+
+async def test_a_backup_that_begins_meanwhile_is_left_alone(
+    repository: Repository, place: Path, first: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_store = LocalStore.list
+    begun: list[LocalHold] = []
+    session = session_key(vm_name(bytes.fromhex(repository.id), "web-02"), 1)
+
+    def listed(store: LocalStore, prefix: str) -> list[str]:
+        keys = of_store(store, prefix)
+        if prefix == SESSIONS and not begun:
+            begun.append(store.hold(session, b""))
+            name = session.removeprefix(SESSIONS)
+            pack = PackWriter(store, bytes(16), bytes.fromhex(repository.id), PackClass.DATA, name)
+            pack.append(BlobKind.CHUNK, bytes(32), 1, b"x")
+            pack.close()
+        return keys
+
+    monkeypatch.setattr(LocalStore, "list", listed)
+    result = await repository.repair(dry_run=True)
+    assert begun and result.actions == ()
+    begun[0].release()
 
 
 async def test_what_is_bad_goes_into_quarantine(repository: Repository, place: Path, first: Manifest) -> None:
