@@ -306,6 +306,8 @@ class JournalWriter:
         vm: Id of the VM.
         chunk_size: Of the repository.
         is_durable: Whether a chunk, by digest and length, is in the index, or needs no place in it.
+        before: The number of the last journal that is there already: a session that could not even leave a void, on a
+            full disk, had the same place.
     """
 
     def __init__(
@@ -316,6 +318,7 @@ class JournalWriter:
         vm: str,
         chunk_size: int,
         is_durable: Callable[[bytes, int], bool],
+        before: int = 0,
     ) -> None:
         self._records = records
         self._place = place
@@ -326,7 +329,7 @@ class JournalWriter:
         self._disks: dict[str, DiskNotes] = {}
         self._last: dict[str, list[Run]] = {}  # what the last journal has, which is not full
         self._last_key: str | None = None
-        self._number = 0
+        self._number = before
         self._broken = False
 
     def disk(self, disk_id: str, size: int, frozen: Frozen) -> DiskNotes:

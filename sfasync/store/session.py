@@ -382,12 +382,14 @@ class Session:
 
     def _noting(self) -> JournalWriter:
         if self._journal is None:
+            same_place = (journal.number for journal in self._claim.journals if journal.seq == self.seq)
             self._journal = JournalWriter(
                 self._records,
                 self._claim.place,
                 vm=self._vm,
                 chunk_size=self._chunk_size,
                 is_durable=lambda digest, raw: digest == ZERO or self._intake.is_indexed(BlobKind.CHUNK, digest, raw),
+                before=max(same_place, default=0),
             )
         return self._journal
 

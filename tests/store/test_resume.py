@@ -127,6 +127,19 @@ async def test_again_and_again(repository: Repository) -> None:
     assert journals(repository) == []
 
 
+async def test_a_number_that_is_used_again_has_room_for_journals(repository: Repository) -> None:
+    for index in range(3):
+        await interrupt(repository, range(index, index + 1))
+        for void in files(Path(repository.location), "backups"):
+            void.unlink()  # as on a disk that was too full for it
+    (unfinished,) = await repository.unfinished()
+    assert unfinished.bytes_journaled == 3 * CHUNK
+    session = await repository.begin("web-01")
+    assert session.seq == 1
+    assert await adopted(session) == [Extent(0, 3 * CHUNK)]
+    await session.abort()
+
+
 async def test_only_part_of_a_run_may_be_asked_for(repository: Repository) -> None:
     await interrupt(repository, range(COUNT))
     session = await repository.begin("web-01")
