@@ -13,9 +13,10 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from ..errors import IntegrityError, ObjectExistsError, ObjectMissingError, RepositoryVersionError, StorageError
+from ..errors import IntegrityError, ObjectExistsError, StorageError
 from ..models import Manifest
 from .codec import AnnotationRecord
+from .findings import DAMAGE, is_confined
 from .names import LAST_NUMBER, Annotated, Numbered, backup_key
 from .records import Records
 
@@ -41,7 +42,9 @@ def readable(records: Records, places: Iterable[Annotated]) -> Iterator[Annotati
     for place in places:
         try:
             yield records.annotation(place)
-        except (IntegrityError, RepositoryVersionError) as error:
+        except DAMAGE as error:
+            if not is_confined(error):
+                raise
             log.warning("an annotation is left out: %s", error)
 
 
@@ -81,11 +84,11 @@ def is_lost(records: Records, backup: Numbered) -> bool:
     """Whether an annotated backup has no manifest although nothing says that it was forgotten."""
     try:
         records.store.size(backup_key(*backup))
-    except ObjectMissingError:
-        pass
+    except IntegrityError:
+        pass  # none, or something else has its name
     else:
         return False
     try:  # read after the manifest was found missing: it is removed only after that was written
         return all(records.annotation(place).forgotten is None for place in of_backup(records, backup))
-    except (IntegrityError, RepositoryVersionError):
+    except DAMAGE:
         return False  # that may be what the damaged one says

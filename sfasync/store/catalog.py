@@ -18,6 +18,7 @@ from ..errors import BackupNotFoundError, IntegrityError, ObjectMissingError, Re
 from ..models import Manifest
 from .annotations import annotate, current, of_backup, readable
 from .codec import AnnotationRecord
+from .findings import DAMAGE, Damage, is_confined
 from .names import (
     ANNOTATIONS,
     BACKUPS,
@@ -33,7 +34,6 @@ log = logging.getLogger("sfasync")
 
 _T = TypeVar("_T")
 _Place = TypeVar("_Place")
-_Damage = IntegrityError | RepositoryVersionError
 
 _SHORTEST_PREFIX = 4
 _PREFIX = re.compile(rf"[0-9a-f]{{{_SHORTEST_PREFIX},32}}")
@@ -95,7 +95,7 @@ class Catalog:
 
     def _only(self, prefix: str) -> Manifest:
         """The backup whose id begins so."""
-        unreadable: list[_Damage] = []
+        unreadable: list[Damage] = []
         manifests = self._manifests("", unreadable)
         places = [place for place, manifest in manifests.items() if manifest.id.startswith(prefix)]
         if len(places) > 1:
@@ -148,7 +148,7 @@ class Catalog:
 
     # --- all of a kind ------------------------------------------------------------------------------------------------
 
-    def _manifests(self, below: str, unreadable: list[_Damage]) -> dict[Numbered, Manifest]:
+    def _manifests(self, below: str, unreadable: list[Damage]) -> dict[Numbered, Manifest]:
         """Manifests by place, all or those of one VM; what is wrong with others is added to `unreadable`."""
         each = self._each(BACKUPS + below, parse_backup, self._records.manifest_in, "a backup", unreadable)
         return {place: manifest for place, manifest in each if manifest is not None}
@@ -168,7 +168,7 @@ class Catalog:
         parse: Callable[[str], _Place | None],
         read: Callable[[bytes, _Place, bool], _T],
         what: str,
-        unreadable: list[_Damage],
+        unreadable: list[Damage],
     ) -> Iterator[tuple[_Place, _T]]:
         """The objects below a prefix, in order: remembered ones as they were, others from the repository.
 
@@ -200,7 +200,9 @@ class Catalog:
                 found = read(data, place, False)
             except ObjectMissingError:
                 continue  # gone since it was listed
-            except (IntegrityError, RepositoryVersionError) as error:
+            except DAMAGE as error:
+                if not is_confined(error):
+                    raise
                 log.warning("%s is left out: %s", what, error)
                 unreadable.append(error)
                 continue

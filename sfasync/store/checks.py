@@ -18,10 +18,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 
-from ..errors import IntegrityError, RepositoryVersionError
+from ..errors import IntegrityError
 from ..interfaces import ObjectStore
 from ..units import MiB
 from .cache import IndexCache
+from .findings import DAMAGE
 from .index import IndexPack
 from .names import CHECKS, LAST_SEQ, check_key, parse_check
 from .objects import ObjectKind, damaged, decode, encode
@@ -102,7 +103,7 @@ def remembered(store: ObjectStore, repository: bytes) -> dict[str, int]:
     last: dict[str, int] = {}
     for key in store.list(CHECKS):
         if parse_check(key) is not None:
-            with suppress(IntegrityError, RepositoryVersionError):
+            with suppress(*DAMAGE):
                 for vm, seq in read_check(store, repository, key).last.items():
                     last[vm] = max(seq, last.get(vm, 0))
     return last
@@ -166,7 +167,7 @@ class Checks:
         self.note(check.packs, check.time)
         known: list[str] = []
         for key in others:
-            with suppress(IntegrityError, RepositoryVersionError):  # verify tells; nobody removes what cannot be read
+            with suppress(*DAMAGE):  # verify tells; nobody removes what cannot be read
                 self.load(key)
                 known.append(key)
         for key in known:

@@ -12,6 +12,8 @@ from ..models import Problem
 DAMAGE = (IntegrityError, RepositoryVersionError, StorageError)
 """The errors that a verification tells of and goes on after."""
 
+Damage = IntegrityError | RepositoryVersionError | StorageError
+
 _OF_THE_DEVICE = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
 
 MOST_PROBLEMS = 10_000
@@ -101,6 +103,13 @@ class Findings:
 def _order(item: tuple[tuple[str, int | None], _Found]) -> tuple[str, int]:
     (key, detail), _ = item
     return key, -1 if detail is None else detail
+
+
+def is_confined(error: SfasyncError) -> bool:
+    """Whether what could not be read concerns one object, so that others serve on without it: it is damaged, on a bad
+    sector, or of a newer version.
+    """
+    return isinstance(error, RepositoryVersionError) or is_lasting(error)
 
 
 def is_lasting(error: SfasyncError) -> bool:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from ..errors import IntegrityError, ObjectMissingError, RepositoryVersionError, StorageError
+from ..errors import IntegrityError, ObjectMissingError, StorageError
 from ..interfaces import ObjectStore
 from .cache import BadCopy, IndexCache, Location, cache_path
 from .cachefile import remove_cache
+from .findings import DAMAGE, Damage, is_confined
 from .index import MAX_INDEX, IndexReader
 from .names import (
     INDEX,
@@ -73,11 +74,14 @@ class Locator:
         if self._cache is not None:
             self._cache.close()
 
-    def sync(self) -> list[IntegrityError | RepositoryVersionError]:
+    def sync(self) -> list[Damage]:
         """Take in index objects and records of damage that are new, drop those that are gone or replaced.
 
         Returns:
             What was wrong with objects that could not be taken in; the blobs only they know are not found.
+
+        Raises:
+            StorageError: The repository cannot be read.
         """
         return self._use(self._sync)
 
@@ -146,18 +150,20 @@ class Locator:
 
     # --- the cache ----------------------------------------------------------------------------------------------------
 
-    def _sync(self, cache: IndexCache) -> list[IntegrityError | RepositoryVersionError]:
+    def _sync(self, cache: IndexCache) -> list[Damage]:
         wrong = self._sync_quarantine(cache)
         listed = {index for key in self._store.list(INDEX) if (index := parse_index(key)) is not None}
         # what the cache took in while it was good is not the index any more
         bad = set() if self._private else listed & {parse_index(key) for key in cache.bad_objects()}
         for index in cache.loaded() - (listed - bad):
             cache.drop(index)
-        damaged: dict[bytes, IntegrityError | RepositoryVersionError] = {}
+        damaged: dict[bytes, Damage] = {}
         for index in sorted(listed - bad - cache.loaded() - cache.superseded()):
             try:
                 cache.add(index, self._read(index))
-            except (IntegrityError, RepositoryVersionError) as error:
+            except DAMAGE as error:
+                if not is_confined(error):
+                    raise
                 damaged[index] = error
         for index in cache.loaded() & cache.superseded():
             cache.drop(index)
@@ -168,17 +174,19 @@ class Locator:
                 log.warning("an object is left out: %s", what)
         return wrong
 
-    def _sync_quarantine(self, cache: IndexCache) -> list[IntegrityError | RepositoryVersionError]:
+    def _sync_quarantine(self, cache: IndexCache) -> list[Damage]:
         listed = {record for key in self._store.list(QUARANTINE) if (record := parse_quarantine(key)) is not None}
         for record in cache.quarantines() - listed:
             cache.drop_quarantine(record)
-        wrong: list[IntegrityError | RepositoryVersionError] = []
+        wrong: list[Damage] = []
         for record in sorted(listed - cache.quarantines()):
             try:
                 cache.add_quarantine(record, read_quarantine(self._store, self._repository, record).objects)
             except ObjectMissingError:
                 continue  # somebody found all of it good again
-            except (IntegrityError, RepositoryVersionError) as error:
+            except DAMAGE as error:
+                if not is_confined(error):
+                    raise
                 wrong.append(error)
         return wrong
 

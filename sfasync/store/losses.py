@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..errors import IntegrityError, ObjectMissingError, RepositoryVersionError
+from ..errors import IntegrityError, ObjectMissingError
 from ..models import Extent
 from .blobs import BlobReader, describe
+from .findings import DAMAGE, is_confined
 from .locator import Locator
 from .names import SESSIONS, parse_session
 from .packs import PackReader
@@ -39,7 +40,9 @@ def _is_needed(records: Records, pack: bytes) -> bool:
         return place is not None and records.manifest(place) is not None
     except ObjectMissingError:
         return False
-    except (IntegrityError, RepositoryVersionError):
+    except DAMAGE as error:
+        if not is_confined(error):
+            raise
         return True
 
 

@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ..errors import IntegrityError, RepositoryVersionError, printable
+from ..errors import IntegrityError, printable
 from ..interfaces import ObjectStore
 from .codec import MAX_OBJECT, MAX_RECORD, decode_record, encode_record
+from .findings import DAMAGE
 from .names import QUARANTINE, parse_quarantine, quarantine_key
 from .objects import ObjectKind, decode, encode
 from .seal import KINDS, MAX_FILE
@@ -118,7 +119,7 @@ def lift_quarantine(store: ObjectStore, repository: bytes, is_good: Callable[[st
             continue
         try:
             objects = read_quarantine(store, repository, record).objects
-        except (IntegrityError, RepositoryVersionError):
+        except DAMAGE:
             continue
         bad = [one for one in objects if not is_good(one.key)]
         if len(bad) < len(objects):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
-from ..errors import IntegrityError, ObjectExistsError, ObjectMissingError, RepositoryVersionError
+from ..errors import ObjectExistsError, ObjectMissingError
 from ..interfaces import Hold, ObjectStore
 from ..models import Manifest
 from .codec import (
@@ -26,6 +26,7 @@ from .codec import (
     decode_record,
     encode_record,
 )
+from .findings import DAMAGE, Damage, is_confined
 from .gaps import Gap, find_gaps
 from .names import (
     ANNOTATIONS,
@@ -96,11 +97,12 @@ class Records:
             raise damaged(key, "belongs elsewhere")
         return manifest
 
-    def manifests(
-        self, places: Iterable[Numbered], unreadable: list[IntegrityError | RepositoryVersionError] | None = None
-    ) -> list[Manifest]:
+    def manifests(self, places: Iterable[Numbered], unreadable: list[Damage] | None = None) -> list[Manifest]:
         """The backups in these places. One that cannot be read is left out, with a warning in the log: it must not
         keep the others from their owner, and verify tells all about it. What is wrong with it is added to `unreadable`.
+
+        Raises:
+            StorageError: The repository cannot be read.
         """
         found = []
         for place in places:
@@ -108,7 +110,9 @@ class Records:
                 manifest = self.manifest(place)
             except ObjectMissingError:
                 continue  # forgotten since it was listed
-            except (IntegrityError, RepositoryVersionError) as error:
+            except DAMAGE as error:
+                if not is_confined(error):
+                    raise
                 log.warning("a backup is left out: %s", error)
                 if unreadable is not None:
                     unreadable.append(error)

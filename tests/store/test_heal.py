@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import struct
 import time
@@ -16,6 +17,7 @@ from sfasync.models import Manifest
 from sfasync.store.checks import Scope, decode_check
 from sfasync.store.names import CHECKS, pack_key
 from sfasync.store.objects import ObjectKind, decode
+from sfasync.store.quarantine import BadObject, put_quarantine
 from sfasync.store.repository import Repository
 from sfasync.store.seal import BlobKind
 
@@ -183,6 +185,44 @@ async def test_damaged_records_are_told_once(repository: Repository, place: Path
         assert name in {problem.object for problem in (await repository.verify()).problems}
         assert name not in {problem.object for problem in (await repository.verify()).problems}
         assert path.exists(), "nobody removes what cannot be read"
+
+
+@pytest.mark.parametrize("part", ["index", "quarantine", "checks", "backups", "annotations"])
+async def test_a_bad_sector_under_a_small_object_stops_nobody(
+    repository: Repository, place: Path, first: Manifest, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await back_up(repository, "web-02", {"vda": noise(CHUNK, 4)})
+    await repository.annotate(first.id, add=["x"])
+    await repository.verify()
+    put_quarantine(repository._store, bytes.fromhex(repository.id), [BadObject(blobs=(), key="x", reason="y")])
+    victim = files(place / "domains/default" / part)[0]
+    sector, pread = victim.stat().st_ino, os.pread
+
+    def failing(fd: int, size: int, offset: int) -> bytes:
+        if os.fstat(fd).st_ino == sector:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", failing)
+    async with await Repository.open(place) as fresh:
+        problems = (await fresh.verify(data=True)).problems
+        assert str(victim.relative_to(place)) in {problem.object for problem in problems}
+        await fresh.repair()
+        assert victim.exists()
+        assert len(await fresh.backups()) == (1 if part == "backups" else 2)
+        for vm in ("web-01", "web-02"):
+            assert await read_disk(fresh, await back_up(fresh, vm, {"vda": CONTENT}), "vda") == CONTENT
+
+
+async def test_a_directory_in_the_place_of_an_annotated_manifest_is_told(
+    repository: Repository, place: Path, first: Manifest
+) -> None:
+    await repository.annotate(first.id, add=["x"])
+    (manifest,) = files(place / "domains/default/backups")
+    manifest.unlink()
+    manifest.mkdir()
+    problems = (await repository.verify()).problems
+    assert [problem.object for problem in problems] == [str(manifest.relative_to(place))]
 
 
 async def test_a_repository_that_cannot_be_written_is_verified(
