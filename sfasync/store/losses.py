@@ -6,15 +6,17 @@ pages of a disk are read, and its chunks looked up; none is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import attrgetter
 
 from ..errors import IntegrityError, ObjectMissingError
 from ..models import Extent
 from .blobs import BlobReader, describe
 from .findings import DAMAGE, is_confined
 from .locator import Locator
-from .names import SESSIONS, parse_session
-from .packs import PackReader
+from .names import SESSIONS, parse_session, session_key
+from .packs import Blob, PackReader
 from .records import Records
 from .seal import BlobKind
 from .tree import DIGEST, FANOUT, ZERO, Geometry, split_page
@@ -30,20 +32,34 @@ def may_be_lost(records: Records, locator: Locator) -> bool:
     if locator.impaired():
         return True
     strays = locator.unindexed(_MOST_STRAYS)
-    return len(strays) == _MOST_STRAYS or any(_is_needed(records, pack) for pack in strays)
+    return len(strays) == _MOST_STRAYS or any(_may_be_needed(records, locator, pack) for pack in strays)
 
 
-def _is_needed(records: Records, pack: bytes) -> bool:
-    """Whether a pack that no index has was written for a backup; those of killed writers are in no index either."""
+def _may_be_needed(records: Records, locator: Locator, pack: bytes) -> bool:
+    """Whether a pack that no index has may have lost its index object, and have what nothing else has.
+
+    Killed writers leave such packs too. Whose it was tells nothing: others rely on what an aborted or a forgotten
+    backup stored. Only a writer at work is sure to index its packs itself.
+    """
     try:
-        place = parse_session(SESSIONS + PackReader(records.store, pack, records.repository).session)
-        return place is not None and records.manifest(place) is not None
+        reader = PackReader(records.store, pack, records.repository)
+        place = parse_session(SESSIONS + reader.session)
+        if place is not None and records.store.held(session_key(*place)):
+            return False
     except ObjectMissingError:
         return False
     except DAMAGE as error:
         if not is_confined(error):
             raise
         return True
+    return not all(_have_copies(locator, kind, blobs) for kind, blobs in groupby(reader.blobs, attrgetter("kind")))
+
+
+def _have_copies(locator: Locator, kind: BlobKind, blobs: Iterable[Blob]) -> bool:
+    """Whether blobs of one kind have good copies in packs of the index."""
+    wanted = [(blob.name, blob.raw) for blob in blobs]
+    some = (wanted[start : start + FANOUT] for start in range(0, len(wanted), FANOUT))
+    return all(locator.good(kind, {name for name, _ in part}).issuperset(part) for part in some)
 
 
 def lost_ranges(locator: Locator, blobs: BlobReader, geometry: Geometry, root: bytes) -> tuple[Extent, ...]:

@@ -10,7 +10,7 @@ import pytest
 
 from sfasync import Engine, Repository, StorageError
 from sfasync.errors import CbtError, IntegrityError
-from sfasync.models import Manifest
+from sfasync.models import Frozen, Manifest
 from sfasync.store.names import index_key, pack_key
 from sfasync.store.quarantine import BadObject, put_quarantine
 from sfasync.store.seal import BlobKind
@@ -159,6 +159,44 @@ async def test_a_lost_index_makes_the_disk_full(
     assert (await engine.verify(data=True)).ok
     for manifest in (first, second):
         assert await read_disk(repository, manifest, "vda") == bytes(platform.vm_disks["vda"].content)
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+async def test_what_a_backup_found_in_the_repository_may_lose_its_index(
+    engine: Engine, repository: Repository, place: Path, platform: TrackingPlatform, forgotten: bool
+) -> None:
+    """The packs are those of a backup that was given up, or forgotten since."""
+    content = bytes(platform.vm_disks["vda"].content)
+    if forgotten:
+        await back_up(repository, "web-02", {"vda": content})
+        await repository.forget("web-02@latest")
+    else:
+        session = await repository.begin("web-02")
+        writer = session.disk("vda", SIZE, frozen=Frozen(snapshot="s1"))
+        for offset in range(0, SIZE, CHUNK):
+            await writer.write(offset, content[offset : offset + CHUNK])
+        await session.abort()
+    theirs = set(files(place / index_key(bytes(16)).rpartition("/")[0]))
+    first = await back_up_vm(engine, platform, repository)
+    assert first.disks[0].statistics.bytes_new == 0
+    for index in theirs:
+        index.unlink()
+    second = await back_up_vm(engine, platform, repository)
+    assert second.disks[0].statistics.bytes_new == 6 * CHUNK + 512
+    assert await read_disk(repository, second, "vda") == bytes(platform.vm_disks["vda"].content)
+    assert (await engine.verify(data=True)).ok
+
+
+async def test_packs_of_killed_writers_cost_nothing_once_all_is_stored_again(
+    engine: Engine, repository: Repository, place: Path, platform: TrackingPlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await back_up(repository, "web-02", {"vda": bytes(platform.vm_disks["vda"].content)})
+    for index in files(place / index_key(bytes(16)).rpartition("/")[0]):
+        index.unlink()
+    await back_up_vm(engine, platform, repository)
+    monkeypatch.setattr("sfasync.store.session.lost_ranges", None)
+    second = await back_up_vm(engine, platform, repository)
+    assert second.disks[0].mode == "incremental"
 
 
 async def test_damage_elsewhere_costs_pages_only(
