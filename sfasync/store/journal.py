@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..errors import IntegrityError, StateError, StorageError, UsageError
+from ..errors import IntegrityError, SfasyncError, StateError, StorageError
 from ..models import Checkpoint, Frozen
 from ..units import KiB
 from .codec import MAX_DISK, MAX_RECORD, decode_record, encode_record
@@ -350,7 +350,7 @@ class JournalWriter:
             return
         try:
             self._put(fresh)
-        except (StorageError, UsageError) as error:
+        except SfasyncError as error:
             log.warning("what this backup finishes is not noted any more, it could not be resumed: %s", error)
             self._broken = True
 

@@ -352,7 +352,7 @@ class Session:
                 self._journal.write()
             elif self._journal is not None:
                 self._forget()
-            with suppress(StorageError):  # on a full disk the number may be used again; nobody is left who used it
+            with suppress(SfasyncError):  # on a full disk the number may be used again; nobody is left who used it
                 self._records.put_void(self._claim.place, "aborted")
             self._end()
 
@@ -377,7 +377,7 @@ class Session:
     def _forget(self) -> None:
         """Remove what this session noted."""
         vm, seq = self._claim.place
-        with suppress(StorageError):
+        with suppress(SfasyncError):
             remove_journals(self._records, [place for place in self._records.journals(vm) if place.seq == seq])
 
     def _noting(self) -> JournalWriter:
@@ -415,7 +415,7 @@ class Session:
                 f"another session took over from this backup of VM {printable(self._vm)}; nothing was committed"
             ) from None
         self._state = "committed"
-        with suppress(StorageError):  # the backup stands; what is missing only needs tidying up
+        with suppress(SfasyncError):  # the backup stands; what is missing only needs tidying up
             remove_journals(self._records, self._records.journals(self._claim.place.vm))
             self._records.put_end(self._claim.place)
         self._end()

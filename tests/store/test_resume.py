@@ -302,6 +302,25 @@ async def test_a_journal_older_than_the_last_backup_is_of_no_use(repository: Rep
     await session.abort()
 
 
+@pytest.mark.parametrize("ends", ["commits", "aborts", "drops"])
+async def test_a_session_ends_though_its_journals_were_moved_away(
+    repository: Repository, tmp_path: Path, ends: str
+) -> None:
+    session = await repository.begin("web-01")
+    place = Path(repository.location) / "domains/default/journals"
+    place.symlink_to(tmp_path)
+    if ends == "commits":
+        assert await read_disk(repository, await finish(repository, session), "vda") == CONTENT
+    else:
+        await session.disk("vda", len(CONTENT), frozen=FROZEN).write(0, CONTENT[:CHUNK])
+        await session.checkpoint()
+        await session.abort(keep=ends == "aborts")
+    assert files(Path(repository.location), "sessions") == []
+    place.unlink()
+    assert len((await repository.verify(data=True)).problems) == 0
+    await finish(repository, await repository.begin("web-01"))
+
+
 # --- when it is noted ------------------------------------------------------------------------------------------------
 
 
