@@ -16,7 +16,7 @@ from dataclasses import replace
 from ..errors import IntegrityError, ObjectExistsError, StorageError
 from ..models import Manifest
 from .codec import AnnotationRecord
-from .findings import DAMAGE, is_confined
+from .damage import DAMAGE, is_confined
 from .names import LAST_NUMBER, Annotated, Numbered, backup_key
 from .records import Records
 

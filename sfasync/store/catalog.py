@@ -18,7 +18,7 @@ from ..errors import BackupNotFoundError, IntegrityError, ObjectMissingError, Re
 from ..models import Manifest
 from .annotations import annotate, current, of_backup, readable
 from .codec import AnnotationRecord
-from .findings import DAMAGE, Damage, is_confined
+from .damage import DAMAGE, Damage, is_confined
 from .names import (
     ANNOTATIONS,
     BACKUPS,

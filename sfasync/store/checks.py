@@ -22,7 +22,7 @@ from ..errors import IntegrityError
 from ..interfaces import ObjectStore
 from ..units import MiB
 from .cache import IndexCache
-from .findings import DAMAGE
+from .damage import DAMAGE
 from .index import IndexPack
 from .names import CHECKS, LAST_SEQ, check_key, parse_check
 from .objects import ObjectKind, damaged, decode, encode

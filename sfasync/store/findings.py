@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 from dataclasses import dataclass, field
 
-from ..errors import IntegrityError, RepositoryVersionError, SfasyncError, StorageError
 from ..models import Problem
-
-DAMAGE = (IntegrityError, RepositoryVersionError, StorageError)
-"""The errors that a verification tells of and goes on after."""
-
-Damage = IntegrityError | RepositoryVersionError | StorageError
-
-_OF_THE_DEVICE = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
 
 MOST_PROBLEMS = 10_000
 """More problems are counted, not told: a list of every blob of a lost repository helps nobody."""
@@ -103,16 +94,3 @@ class Findings:
 def _order(item: tuple[tuple[str, int | None], _Found]) -> tuple[str, int]:
     (key, detail), _ = item
     return key, -1 if detail is None else detail
-
-
-def is_confined(error: SfasyncError) -> bool:
-    """Whether what could not be read concerns one object, so that others serve on without it: it is damaged, on a bad
-    sector, or of a newer version.
-    """
-    return isinstance(error, RepositoryVersionError) or is_lasting(error)
-
-
-def is_lasting(error: SfasyncError) -> bool:
-    """Whether what could not be read is bad for everybody and for good: not for want of a right, memory or a mount."""
-    cause = error.__cause__
-    return isinstance(error, IntegrityError) or (isinstance(cause, OSError) and cause.errno in _OF_THE_DEVICE)

@@ -13,7 +13,7 @@ from ..errors import IntegrityError, ObjectMissingError, StorageError
 from ..interfaces import ObjectStore
 from .cache import BadCopy, IndexCache, Location, cache_path
 from .cachefile import remove_cache
-from .findings import DAMAGE, Damage, is_confined
+from .damage import DAMAGE, Damage, is_confined
 from .index import MAX_INDEX, IndexReader
 from .names import (
     INDEX,

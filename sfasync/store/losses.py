@@ -13,7 +13,7 @@ from operator import attrgetter
 from ..errors import IntegrityError, ObjectMissingError
 from ..models import Extent
 from .blobs import BlobReader, describe
-from .findings import DAMAGE, is_confined
+from .damage import DAMAGE, is_confined
 from .locator import Locator
 from .names import SESSIONS, parse_session, session_key
 from .packs import Blob, PackReader

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from ..errors import IntegrityError, printable
 from ..interfaces import ObjectStore
 from .codec import MAX_OBJECT, MAX_RECORD, decode_record, encode_record
-from .findings import DAMAGE
+from .damage import DAMAGE
 from .names import QUARANTINE, parse_quarantine, quarantine_key
 from .objects import ObjectKind, decode, encode
 from .seal import KINDS, MAX_FILE

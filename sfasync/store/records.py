@@ -26,7 +26,7 @@ from .codec import (
     decode_record,
     encode_record,
 )
-from .findings import DAMAGE, Damage, is_confined
+from .damage import DAMAGE, Damage, is_confined
 from .gaps import Gap, find_gaps
 from .names import (
     ANNOTATIONS,

@@ -18,7 +18,7 @@ from functools import partial
 from ..errors import IntegrityError, ObjectMissingError, RepositoryVersionError, printable
 from ..models import RepairAction
 from .checks import remembered
-from .findings import is_lasting
+from .damage import is_lasting
 from .index import encode_index
 from .intake import INDEX_BLOBS, INDEX_PACKS
 from .local import is_temporary

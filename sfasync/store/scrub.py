@@ -13,7 +13,8 @@ from ..errors import IntegrityError, ObjectMissingError, SfasyncError, StorageEr
 from ..interfaces import ObjectStore
 from .blobs import open_blob
 from .cache import QUARANTINED, IndexCache, Location
-from .findings import DAMAGE, Findings, is_lasting
+from .damage import DAMAGE, is_lasting
+from .findings import Findings
 from .index import IndexPack
 from .names import pack_key, parse_pack
 from .objects import damaged

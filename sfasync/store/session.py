@@ -38,8 +38,8 @@ from ..workers import Workers
 from .blobs import BlobReader
 from .cache import Location
 from .codec import as_stored, encode_record
+from .damage import is_lasting
 from .disk import open_tree
-from .findings import is_lasting
 from .intake import Intake
 from .journal import JournalWriter
 from .locator import Locator, usable_packs

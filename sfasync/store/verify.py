@@ -37,7 +37,8 @@ from .blobs import BlobReader
 from .cache import Location
 from .checks import Check, Checks, Scope
 from .codec import MAX_OBJECT, decode_configuration
-from .findings import DAMAGE, Findings, is_lasting
+from .damage import DAMAGE, is_lasting
+from .findings import Findings
 from .index import IndexPack
 from .journal import read_journal
 from .locator import Locator
