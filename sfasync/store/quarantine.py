@@ -99,20 +99,17 @@ def put_quarantine(store: ObjectStore, repository: bytes, objects: Iterable[BadO
         store.put(key, encode(ObjectKind.QUARANTINE, key, repository, record))
 
 
-def lift_quarantine(store: ObjectStore, repository: bytes, is_good: Callable[[str], bool]) -> list[str]:
-    """Let those objects out of quarantine that turned out to be good, say because a file system is back.
+def lift_quarantine(store: ObjectStore, repository: bytes, is_good: Callable[[str], bool]) -> None:
+    """Let those objects out of quarantine that turned out to be good, say because a file system is back. A record that
+    cannot be read stays as it is.
 
     Args:
         store, repository: Where the records are.
         is_good: Whether all of an object, named by its key, is good.
 
-    Returns:
-        The keys of these objects. A record that cannot be read stays as it is.
-
     Raises:
         StorageError: A record could not be written or removed.
     """
-    lifted: list[str] = []
     for key in store.list(QUARANTINE):
         record = parse_quarantine(key)
         if record is None:
@@ -125,8 +122,6 @@ def lift_quarantine(store: ObjectStore, repository: bytes, is_good: Callable[[st
         if len(bad) < len(objects):
             put_quarantine(store, repository, bad)
             store.delete(key)
-            lifted += (one.key for one in objects if one not in bad)
-    return lifted
 
 
 def _portions(objects: Iterable[BadObject]) -> Iterator[Sequence[BadObject]]:
