@@ -79,7 +79,7 @@ class VoidRecord:
     """In the place of a manifest: there is no such backup, and never will be.
 
     Attributes:
-        reason: ``fenced`` by another session, or ``aborted`` by its own.
+        reason: ``fenced`` by another session, ``aborted`` by its own, or ``lost``: what was there was found gone.
         created: Seconds since the epoch.
     """
 
