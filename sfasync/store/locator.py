@@ -52,7 +52,7 @@ class Locator:
         self._private = private
         self._rebuilt = private
         self._path: Path | None = None
-        self._torn = False  # index objects are damaged
+        self._torn = False  # index objects are damaged, or were lost
         self._whole: set[bytes] = set()  # packs that have their size, since `set_usable`
         self._cache: IndexCache | None = None
 
@@ -167,7 +167,7 @@ class Locator:
                 damaged[index] = error
         for index in cache.loaded() & cache.superseded():
             cache.drop(index)
-        self._torn = bool((damaged.keys() | bad) - cache.superseded())
+        self._torn = bool((damaged.keys() | bad) - cache.superseded()) or INDEX in cache.bad_objects()
         wrong += [error for index, error in damaged.items() if index not in cache.superseded()]
         if not self._private:
             for what in wrong:

@@ -70,7 +70,7 @@ from .objects import ObjectKind, check_writable, decode
 from .quarantine import BadObject, lift_quarantine, put_quarantine
 from .records import Records
 from .scrub import Scrubber
-from .walk import BackupWalk, Stopped
+from .walk import ASTRAY, BackupWalk, Stopped
 
 _T = TypeVar("_T")
 
@@ -151,6 +151,7 @@ class Verification:
         self._scrubber: Scrubber
         self._checks: Checks
         self._bad_objects: list[BadObject] = []
+        self._astray = False  # a backup needs a blob that no index object has
         self._concerned: set[bytes] = set()  # packs that were looked at
         self._last: dict[str, int] = {}  # the highest number of each VM, as far as it can be known
         self._lock = threading.Lock()
@@ -424,6 +425,7 @@ class Verification:
                 for key in self._annotations.get(place, ()):
                     self._findings.blame(key, manifest.id)
                 count += 1
+        self._astray = walk.astray
         return count, walk.blobs
 
     # --- what is remembered -------------------------------------------------------------------------------------------
@@ -462,7 +464,9 @@ class Verification:
         why = self._unwritable
         if why is None:
             try:
-                damage = (*self._scrubber.new_damage(), *self._bad_objects)
+                damage = [*self._scrubber.new_damage(), *self._bad_objects]
+                if self._astray and not self._scrubber.is_known(INDEX):  # nothing else tells the next backup
+                    damage.append(BadObject(key=INDEX, blobs=None, reason=ASTRAY))
                 put_quarantine(self._store, self._records.repository, damage)
                 lift_quarantine(self._store, self._records.repository, self._is_sound)
                 self._checks.put(check)
@@ -472,6 +476,8 @@ class Verification:
 
     def _is_sound(self, key: str) -> bool:
         """Whether an object that was in quarantine was looked at, and is good."""
+        if key == INDEX:
+            return not self._ids and not self._astray
         return self._scrubber.is_sound(key) or parse_index(key) in self._locator.cache.loaded()
 
     # --- threads and progress -----------------------------------------------------------------------------------------

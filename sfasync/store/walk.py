@@ -15,6 +15,8 @@ from .names import INDEX, backup_key, pack_key, vm_name
 from .seal import BlobKind
 from .tree import DIGEST, FANOUT, ZERO, Geometry, disk_digest, split_page
 
+ASTRAY = "blobs that backups need are in no index object"
+
 _SEEN = "CREATE TABLE IF NOT EXISTS {} (digest BLOB, level INTEGER, length INTEGER,"
 _SEEN_KEY = " PRIMARY KEY (digest, level, length)) WITHOUT ROWID"
 
@@ -41,6 +43,7 @@ class BackupWalk:
 
     Attributes:
         blobs: How many were found in place.
+        astray: Whether one was in no index object.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class BackupWalk:
         self._stopped = stopped
         self._backup = ""
         self.blobs = 0
+        self.astray = False
         for table in ("sound", "unsound"):
             self._cache.execute(_SEEN.format(table) + _SEEN_KEY)
         self._cache.execute("DELETE FROM sound")
@@ -138,5 +142,6 @@ class BackupWalk:
             problem = f"{describe(kind, name)} was found damaged earlier, and there is no good copy of it"
             self._findings.blame(pack_key(location.pack), self._backup, detail=location.ordinal, problem=problem)
         if not locations:
-            self._findings.add(INDEX, "blobs that backups need are in no index object")
+            self.astray = True
+            self._findings.add(INDEX, ASTRAY)
             self._findings.blame(INDEX, self._backup)

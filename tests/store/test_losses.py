@@ -187,6 +187,25 @@ async def test_what_a_backup_found_in_the_repository_may_lose_its_index(
     assert (await engine.verify(data=True)).ok
 
 
+async def test_what_is_in_no_index_and_no_pack_heals_once_it_was_found(
+    engine: Engine, repository: Repository, place: Path, platform: TrackingPlatform
+) -> None:
+    content = bytes(platform.vm_disks["vda"].content)
+    await back_up(repository, "web-02", {"vda": content})
+    theirs = [*files(place / "domains/default/index"), *files(place / "domains/default/packs")]
+    first = await back_up_vm(engine, platform, repository)
+    for path in theirs:
+        path.unlink()
+    for _ in range(2):
+        (problem,) = (await engine.verify()).problems
+        assert first.id in problem.backups
+    second = await back_up_vm(engine, platform, repository)
+    assert second.disks[0].statistics.bytes_new == 6 * CHUNK + 512
+    assert await read_disk(repository, second, "vda") == content
+    assert (await engine.verify(data=True)).ok
+    assert files(place / "domains/default/quarantine") == [], "nothing is missing any more"
+
+
 async def test_packs_of_killed_writers_cost_nothing_once_all_is_stored_again(
     engine: Engine, repository: Repository, place: Path, platform: TrackingPlatform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
