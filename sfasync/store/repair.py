@@ -18,7 +18,7 @@ from functools import partial
 from ..errors import IntegrityError, ObjectMissingError, RepositoryVersionError, printable
 from ..models import RepairAction
 from .checks import remembered
-from .damage import is_lasting
+from .damage import is_confined, is_lasting
 from .index import encode_index
 from .intake import INDEX_BLOBS, INDEX_PACKS
 from .local import is_temporary
@@ -148,13 +148,19 @@ class Repair:
         return {bytes(row[0]) for row in self._locator.cache.rows("SELECT id FROM packs")}
 
     def _index(self, unindexed: Iterable[bytes], damaged: list[bytes], live: set[str]) -> None:
-        """Index packs, and replace index objects that are damaged by those that are written here."""
+        """Index packs, and replace index objects that are damaged by those that are written here.
+
+        Raises:
+            StorageError: A pack could not be read to its end, and not because it is damaged.
+        """
         known = set(self._locator.cache.bad_objects())
         waiting: list[Pack] = []
         for pack in sorted(unindexed):
             examined = examine(self._store, pack, self._records.repository)
             if examined.session in live:
                 continue
+            if examined.error is not None and not is_confined(examined.error):
+                raise examined.error  # nobody knows what is good of it
             self._put_away(pack, examined, known)
             if examined.pack is None:
                 continue

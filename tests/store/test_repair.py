@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from sfasync.errors import StorageError
 from sfasync.models import Manifest, RepairResult
 from sfasync.store.local import LocalHold, LocalStore
 from sfasync.store.names import SESSIONS, backup_key, session_key, vm_name
-from sfasync.store.packs import PackClass, PackWriter
+from sfasync.store.packs import PackClass, PackReader, PackWriter
 from sfasync.store.repository import Repository
 from sfasync.store.seal import BlobKind
 
@@ -119,6 +120,24 @@ async def test_a_backup_that_begins_meanwhile_is_left_alone(
     result = await repository.repair(dry_run=True)
     assert begun and result.actions == ()
     begun[0].release()
+
+
+async def test_a_pack_that_cannot_be_read_for_now_is_not_indexed(
+    repository: Repository, place: Path, first: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in part(place, "index"):
+        index.unlink()
+    before = tree(place)
+
+    def refused(pack: PackReader) -> None:
+        raise StorageError("not now")
+
+    monkeypatch.setattr(PackReader, "read_all", refused)
+    with pytest.raises(StorageError, match="not now"):
+        await repository.repair()
+    assert tree(place) == before
+    monkeypatch.undo()
+    assert (await repaired(repository, place)).problems == ()
 
 
 async def test_what_is_bad_goes_into_quarantine(repository: Repository, place: Path, first: Manifest) -> None:
