@@ -194,8 +194,9 @@ class Scrubber:
                 self._check_indexed_blob(pack.id, ordinal, blob)
             wrong = examined.error or damaged(pack_key(pack.id), "contradicts the index")
             self._note_spoiled(pack.id, str(wrong), lasting=is_lasting(wrong))
-        with self._lock:
-            self._read.add(pack.id)
+        if examined.error is None or is_lasting(examined.error):  # for want of a right or memory it is not read at all
+            with self._lock:
+                self._read.add(pack.id)
 
     def check_unindexed(self, pack: bytes) -> None:
         """Read all of a pack that no index has: no backup needs it, but no file is to rot unseen."""

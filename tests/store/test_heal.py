@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from sfasync.errors import IntegrityError, UsageError
+from sfasync.errors import IntegrityError, StorageError, UsageError
 from sfasync.models import Manifest
 from sfasync.store.checks import Scope, decode_check
 from sfasync.store.names import CHECKS, pack_key
 from sfasync.store.objects import ObjectKind, decode
+from sfasync.store.packs import PackReader
 from sfasync.store.quarantine import BadObject, put_quarantine
 from sfasync.store.repository import Repository
 from sfasync.store.seal import BlobKind
@@ -292,6 +293,20 @@ async def test_what_was_read_lately_is_not_read_again(repository: Repository, pl
     assert (await repository.verify(older_than=86400)).ok, "nobody looked"
     found = await repository.verify(older_than=0)
     assert {backup for problem in found.problems for backup in problem.backups} == {first.id, second.id}
+
+
+async def test_what_could_not_be_read_for_now_was_not_read(
+    repository: Repository, place: Path, first: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(pack: PackReader) -> None:
+        raise StorageError("not now")
+
+    monkeypatch.setattr(PackReader, "read_all", refused)
+    assert {problem.problem for problem in (await repository.verify(data=True)).problems} == {"not now"}
+    monkeypatch.undo()
+    result = await repository.verify(older_than=3600.0)
+    assert result.ok
+    assert result.bytes_read > sum(path.stat().st_size for path in packs(place))
 
 
 async def test_some_of_what_one_backup_needs(repository: Repository, place: Path, first: Manifest) -> None:
