@@ -153,22 +153,24 @@ class Locator:
     def _sync(self, cache: IndexCache) -> list[Damage]:
         wrong = self._sync_quarantine(cache)
         listed = {index for key in self._store.list(INDEX) if (index := parse_index(key)) is not None}
-        # what the cache took in while it was good is not the index any more
-        bad = set() if self._private else listed & {parse_index(key) for key in cache.bad_objects()}
-        for index in cache.loaded() - (listed - bad):
+        for index in cache.loaded() - listed:
             cache.drop(index)
+        # One in quarantine may be readable now, and then its digest proves it; or what the cache took in while it was
+        # good is not the index any more.
+        suspect = set() if self._private else listed & {parse_index(key) for key in cache.bad_objects()}
         damaged: dict[bytes, Damage] = {}
-        for index in sorted(listed - bad - cache.loaded() - cache.superseded()):
+        for index in sorted((listed - cache.loaded() | suspect) - cache.superseded()):
             try:
                 cache.add(index, self._read(index))
             except DAMAGE as error:
                 if not is_confined(error):
                     raise
+                cache.drop(index)
                 damaged[index] = error
         for index in cache.loaded() & cache.superseded():
             cache.drop(index)
-        self._torn = bool((damaged.keys() | bad) - cache.superseded()) or INDEX in cache.bad_objects()
-        wrong += [error for index, error in damaged.items() if index not in cache.superseded()]
+        self._torn = bool(damaged.keys() - cache.superseded()) or INDEX in cache.bad_objects()
+        wrong += [error for index, error in damaged.items() if index not in suspect | cache.superseded()]
         if not self._private:
             for what in wrong:
                 log.warning("an object is left out: %s", what)

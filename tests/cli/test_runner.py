@@ -212,7 +212,7 @@ def test_a_signal_while_modules_are_being_loaded(loading: str, number: signal.Si
     process.send_signal(number)
     result = finish(process)
     assert (result.status, result.last["code"], result.last["exit"]) == (128 + number, "interrupted", 128 + number)
-    assert len(result.events) == 1
+    assert {event["event"] for event in result.events[:-1]} <= {"progress"}, "the job may have begun"
     assert "Traceback" not in result.err
 
 

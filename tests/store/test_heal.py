@@ -177,6 +177,20 @@ async def test_new_damage_beside_known_damage_is_told(repository: Repository, pl
     assert (await repository.verify()).ok
 
 
+async def test_an_index_object_that_is_good_again_is_read(repository: Repository, place: Path, first: Manifest) -> None:
+    """Its digest proves it: after a fault of the device that came and went nobody has to verify first."""
+    (index,) = files(place / "domains/default/index")
+    content = index.read_bytes()
+    flip(index, len(content) // 2)
+    assert not (await repository.verify(data=True)).ok
+    await (await repository.begin("web-02")).abort()  # looks at the index
+    with pytest.raises(IntegrityError):
+        await read_disk(repository, first, "vda")
+    index.write_bytes(content)
+    assert await read_disk(repository, first, "vda") == CONTENT
+    assert quarantine(place)
+
+
 async def test_damaged_records_are_told_once(repository: Repository, place: Path, first: Manifest) -> None:
     flip_pack(packs(place)[0])
     await repository.verify(data=True)
