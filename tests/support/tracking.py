@@ -29,8 +29,11 @@ class TrackedDisk:
             changed.add((offset, len(data)))
 
     def resize(self, size: int) -> None:
+        """Cut the end off, or append zeros: a change, as what was there before may have been cut off since."""
         del self.content[size:]
-        self.content.extend(bytes(size - len(self.content)))
+        end = len(self.content)
+        if end < size:
+            self.write(end, bytes(size - end))
 
 
 @dataclass
