@@ -34,7 +34,7 @@ $(SETUP): pyproject.toml constraints.txt | packages
 	@echo "setting up $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--group test --group lint --editable .
+		--group test --group lint --editable '.[lab,qemu]'
 	@touch $@
 
 demo: packages setup
@@ -86,4 +86,4 @@ constraints: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-annotate \
 		--custom-compile-command 'make constraints' --output-file constraints.txt \
-		--group pyproject.toml:test --group pyproject.toml:lint --group pyproject.toml:bench pyproject.toml
+		--group pyproject.toml:test --group pyproject.toml:lint --group pyproject.toml:bench --extra lab --extra qemu pyproject.toml

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .errors import (
         ArgumentError,
+        AuthenticationError,
         BackupNotFoundError,
         BadBlockError,
         BusyError,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         NoSpaceError,
         ObjectExistsError,
         ObjectMissingError,
+        PlatformError,
         RemoteProtocolError,
         RepositoryError,
         RepositoryVersionError,
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
         ObjectWriter,
         Platform,
         ReleasingResolver,
+        RestoreDisk,
         RestoreView,
         Sink,
         SnapshotDisk,
@@ -81,6 +84,7 @@ if TYPE_CHECKING:
         FileRecord,
         Frozen,
         Interruption,
+        Leftover,
         Limits,
         Manifest,
         Problem,
@@ -93,6 +97,8 @@ if TYPE_CHECKING:
         TlsPolicy,
         UnfinishedBackup,
         VerifyResult,
+        VirtualDisk,
+        VirtualMachine,
     )
     from .nbd.uri import format_uri, parse_uri
     from .platform.plain import PlainPlatform
@@ -106,6 +112,7 @@ __version__ = _version.VERSION
 
 __all__ = [
     "ArgumentError",
+    "AuthenticationError",
     "BackupNotFoundError",
     "BackupResult",
     "BackupSession",
@@ -139,6 +146,7 @@ __all__ = [
     "Interruption",
     "Job",
     "LeaseLostError",
+    "Leftover",
     "Limits",
     "Manifest",
     "NbdError",
@@ -149,6 +157,7 @@ __all__ = [
     "ObjectWriter",
     "PlainPlatform",
     "Platform",
+    "PlatformError",
     "Problem",
     "Progress",
     "ReleasingResolver",
@@ -159,6 +168,7 @@ __all__ = [
     "RepositoryError",
     "RepositoryVersionError",
     "RequestError",
+    "RestoreDisk",
     "RestoreResult",
     "RestoreView",
     "RestoredDisk",
@@ -182,6 +192,8 @@ __all__ = [
     "UriError",
     "UsageError",
     "VerifyResult",
+    "VirtualDisk",
+    "VirtualMachine",
     "WritesLostError",
     "__version__",
     "connect",
@@ -216,6 +228,7 @@ _MODULES = {
         "FileRecord",
         "Frozen",
         "Interruption",
+        "Leftover",
         "Limits",
         "Manifest",
         "Problem",
@@ -228,6 +241,8 @@ _MODULES = {
         "TlsPolicy",
         "UnfinishedBackup",
         "VerifyResult",
+        "VirtualDisk",
+        "VirtualMachine",
     ),
     # shapes, for those who write a platform, a store, a source or a sink
     "interfaces": (
@@ -241,6 +256,7 @@ _MODULES = {
         "ObjectWriter",
         "Platform",
         "ReleasingResolver",
+        "RestoreDisk",
         "RestoreView",
         "Sink",
         "SnapshotDisk",
@@ -250,8 +266,9 @@ _MODULES = {
     # errors
     "errors": (
         "ArgumentError",
-        "BadBlockError",
+        "AuthenticationError",
         "BackupNotFoundError",
+        "BadBlockError",
         "BusyError",
         "CbtError",
         "ConnectError",
@@ -264,6 +281,7 @@ _MODULES = {
         "NoSpaceError",
         "ObjectExistsError",
         "ObjectMissingError",
+        "PlatformError",
         "RemoteProtocolError",
         "RepositoryError",
         "RepositoryVersionError",

@@ -12,8 +12,10 @@
     ├── RepositoryError                 repository       10   none there, or it cannot be read
     │   └── RepositoryVersionError      repo-version     10
     ├── BusyError                       busy             11   another session works on this VM
-    ├── TlsError                        tls              13   TLS or authentication
+    ├── TlsError                        tls              13   TLS
+    ├── AuthenticationError             authentication   13   credentials, or the rights of their owner
     ├── SourceError                     source           20   the source failed
+    │   ├── PlatformError               platform         20   the platform failed or refused
     │   └── NbdError                    nbd              20
     │       ├── ConnectError            connect          20   no connection: name, address, socket
     │       ├── ExportError             export           20   unknown export, or one we cannot use
@@ -43,6 +45,7 @@ from typing import ClassVar
 
 __all__ = [
     "ArgumentError",
+    "AuthenticationError",
     "BackupNotFoundError",
     "BadBlockError",
     "BusyError",
@@ -57,6 +60,7 @@ __all__ = [
     "NoSpaceError",
     "ObjectExistsError",
     "ObjectMissingError",
+    "PlatformError",
     "RemoteProtocolError",
     "RepositoryError",
     "RepositoryVersionError",
@@ -187,11 +191,24 @@ class TlsError(SfasyncError):
     exit_code = 13
 
 
+class AuthenticationError(SfasyncError):
+    """A platform does not accept the credentials, or does not allow their owner what is needed."""
+
+    code = "authentication"
+    exit_code = 13
+
+
 class SourceError(SfasyncError):
     """Reading a source failed."""
 
     code = "source"
     exit_code = 20
+
+
+class PlatformError(SourceError):
+    """A platform failed, refused, or answered what cannot be true."""
+
+    code = "platform"
 
 
 class NbdError(SourceError):

@@ -22,8 +22,10 @@ from .models import (
     FileRecord,
     Frozen,
     Interruption,
+    Leftover,
     Manifest,
     VerifyResult,
+    VirtualMachine,
 )
 
 Buffer = bytes | bytearray | memoryview
@@ -170,6 +172,11 @@ class SnapshotDisk(Protocol):
         ...
 
     @property
+    def shares(self) -> Mapping[str, int]:
+        """What it shares with other disks (a host, a datastore), by name, and how many may be open there at once."""
+        ...
+
+    @property
     def checkpoint(self) -> Checkpoint | None:
         """The new checkpoint that the next backup may go on from; None where changes are not tracked."""
         ...
@@ -232,22 +239,72 @@ class SnapshotView(Protocol):
         ...
 
 
-class RestoreView(Protocol):
-    """Disks of a VM, ready to be written, while the context is open."""
+class RestoreDisk(Protocol):
+    """One disk of a VM, ready to be written."""
 
     @property
-    def disks(self) -> Mapping[str, ExportAddress | Sink]: ...
+    def address(self) -> ExportAddress | Sink:
+        """Where it is written."""
+        ...
 
-    async def finish(self) -> None:
-        """All disks are written and flushed: bring the VM into its final state."""
+    @property
+    def shares(self) -> Mapping[str, int]:
+        """As of `SnapshotDisk`."""
+        ...
+
+    @property
+    def reason(self) -> str | None:
+        """Why `changed` is None, as a short code; None where changes are known."""
+        ...
+
+    def changed(self) -> AsyncIterator[Extent] | None:
+        """Every range that may differ from what the disk had at the checkpoint given, in order, or None: all may."""
+        ...
+
+
+class RestoreView(Protocol):
+    """Disks of a VM, ready to be written, while the context is open. Leaving it without `finish` gives all up."""
+
+    @property
+    def vm_id(self) -> str: ...
+
+    @property
+    def vm_name(self) -> str: ...
+
+    @property
+    def disks(self) -> Mapping[str, RestoreDisk]:
+        """The disks asked for, by the ids that the backup has for them."""
+        ...
+
+    @property
+    def lost(self) -> Awaitable[str]:
+        """As of `SnapshotView`."""
+        ...
+
+    async def finish(self) -> Sequence[str]:
+        """All disks are written and flushed: bring the VM into its final state.
+
+        Returns:
+            Warnings: what is not as it was, and what the user should do.
+        """
         ...
 
 
 class Platform(Protocol):
-    """Gives frozen disks to read and disks to write, and cleans up after itself."""
+    """Gives frozen disks to read and disks to write, and cleans up after itself.
+
+    What its calls raise is typed: `PlatformError` where the platform failed or refused, `UsageError` for a VM or disk
+    that it does not have, `TlsError` where it does not know us.
+    """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The kind of platform, as manifests record it."""
+        ...
+
+    async def vms(self) -> Sequence[VirtualMachine]:
+        """The VMs that this account can see, by name."""
+        ...
 
     def snapshot(
         self,
@@ -261,7 +318,7 @@ class Platform(Protocol):
         """Freeze the disks of a VM.
 
         Args:
-            vm: Id of the VM.
+            vm: Id of the VM, or its name where that is unique.
             disks: Ids of the disks wanted; None for all.
             base: For each disk the checkpoint that the last backup of this chain ended with.
             chain: Names the line of backups (repository and VM); two chains never touch each other's checkpoints.
@@ -270,9 +327,33 @@ class Platform(Protocol):
         ...
 
     def restore(
-        self, vm: str, *, config: bytes | None, disks: Mapping[str, int]
+        self,
+        vm: str | None,
+        *,
+        new_name: str | None = None,
+        config: bytes | None,
+        files: Mapping[str, bytes],
+        disks: Mapping[str, int],
+        since: Mapping[str, Checkpoint] | None = None,
     ) -> AbstractAsyncContextManager[RestoreView]:
-        """Prepare disks of the given sizes (bytes, by disk id) to be written."""
+        """Prepare disks to be written.
+
+        Args:
+            vm: Id or name of the VM that gets its disks back; None to make a new one.
+            new_name: Name of the new VM.
+            config: The configuration that the backup has, verbatim.
+            files: The other files that the backup has.
+            disks: Sizes (bytes) of the disks to be written, by disk id.
+            since: For a differential restore, the checkpoint of each disk in the backup: what has not changed since
+                need not be written.
+
+        Raises:
+            UsageError: The VM cannot be restored so: it runs, a disk is missing or too small.
+        """
+        ...
+
+    async def cleanup(self, *, dry_run: bool = False) -> Sequence[Leftover]:
+        """Remove what killed runs of ours left behind, and nothing else; runs that are alive keep theirs."""
         ...
 
 

@@ -394,6 +394,64 @@ class Manifest:
         return next((disk for disk in self.disks if disk.id == disk_id), None)
 
 
+# --- what a platform tells -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VirtualDisk:
+    """A disk of a VM, as its platform lists it.
+
+    Attributes:
+        id: Its id within the VM, as backups name it.
+        size: Bytes; None where only opening the disk tells.
+        tracked: Whether its changes are tracked; None where the platform does not say.
+    """
+
+    id: str
+    size: int | None = None
+    tracked: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VirtualMachine:
+    """A VM of a platform.
+
+    Attributes:
+        id: The platform's id of it.
+        name: Its name, for people; not always unique.
+        state: The platform's word for its state (`running`, `stopped`).
+        disks: Its disks, in the platform's order.
+        refusal: Why it cannot be backed up, as one sentence; None if it can.
+        warnings: What somebody who backs it up should know.
+    """
+
+    id: str
+    name: str
+    state: str
+    disks: tuple[VirtualDisk, ...]
+    refusal: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leftover:
+    """Something of ours that a killed run has left on a platform.
+
+    Attributes:
+        kind: What it is, as the platform calls it: `snapshot`, `backup resource`, `bitmap`, `export`, `node`.
+        id: The platform's id of it.
+        vm: The VM it belongs to; empty where it belongs to none.
+        removed: Whether it is gone now.
+        problem: Why it is not; empty if it is, or if nobody tried.
+    """
+
+    kind: str
+    id: str
+    vm: str
+    removed: bool
+    problem: str = ""
+
+
 # --- what a caller gets ----------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from ..errors import UsageError
 from ..interfaces import Sink, Source
-from ..models import Checkpoint, ExportAddress, Extent
+from ..models import Checkpoint, ExportAddress, Extent, Leftover, VirtualMachine
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class PlainDisk:
     size: int | None = None
     checkpoint: Checkpoint | None = None
     reason: str | None = "no-changed-blocks"
+    shares: Mapping[str, int] = field(default_factory=dict)
 
     def changed(self) -> AsyncIterator[Extent] | None:
         """Nobody tracks changes here."""
@@ -55,13 +56,33 @@ class PlainSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class PlainTargetDisk:
+    """A disk to write, as the caller named it."""
+
+    address: ExportAddress | Sink
+    reason: str | None = "no-changed-blocks"
+    shares: Mapping[str, int] = field(default_factory=dict)
+
+    def changed(self) -> AsyncIterator[Extent] | None:
+        """Nobody tracks changes here."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
 class PlainTarget:
     """Disks to write, as the caller named them."""
 
-    disks: Mapping[str, ExportAddress | Sink]
+    vm_id: str
+    disks: Mapping[str, PlainTargetDisk]
+    lost: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
-    async def finish(self) -> None:
+    @property
+    def vm_name(self) -> str:
+        return self.vm_id
+
+    async def finish(self) -> Sequence[str]:
         """There is no VM to bring up."""
+        return ()
 
 
 class PlainPlatform:
@@ -102,10 +123,28 @@ class PlainPlatform:
         yield PlainSnapshot(vm, [PlainDisk(disk, self._sources[disk]) for disk in wanted], self._snapshot_id)
 
     @asynccontextmanager
-    async def restore(self, vm: str, *, config: bytes | None, disks: Mapping[str, int]) -> AsyncIterator[PlainTarget]:
-        """The named targets of the disks."""
-        _refuse_unknown(vm, list(disks), self._sinks)
-        yield PlainTarget({disk: self._sinks[disk] for disk in disks})
+    async def restore(
+        self,
+        vm: str | None,
+        *,
+        new_name: str | None = None,
+        config: bytes | None,
+        files: Mapping[str, bytes],
+        disks: Mapping[str, int],
+        since: Mapping[str, Checkpoint] | None = None,
+    ) -> AsyncIterator[PlainTarget]:
+        """The named targets of the disks; there is no VM to make or to configure."""
+        name = vm or new_name or ""
+        _refuse_unknown(name, list(disks), self._sinks)
+        yield PlainTarget(name, {disk: PlainTargetDisk(self._sinks[disk]) for disk in disks})
+
+    async def vms(self) -> Sequence[VirtualMachine]:
+        """Nobody lists VMs here."""
+        return ()
+
+    async def cleanup(self, *, dry_run: bool = False) -> Sequence[Leftover]:
+        """Nothing is made here that could be left behind."""
+        return ()
 
 
 def _refuse_unknown(vm: str, wanted: list[str], known: Mapping[str, object]) -> None:

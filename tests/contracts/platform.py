@@ -98,11 +98,13 @@ class PlatformContract:
             assert len(view.disks) == len(platform_case.sizes)
 
     async def test_targets_are_at_least_as_large_as_asked(self, platform_case: PlatformCase) -> None:
-        async with platform_case.platform.restore(platform_case.vm, config=None, disks=platform_case.sizes) as target:
+        async with platform_case.platform.restore(
+            platform_case.vm, config=None, files={}, disks=platform_case.sizes
+        ) as target:
             assert set(target.disks) == set(platform_case.sizes)
             for disk, place in target.disks.items():
-                if not isinstance(place, ExportAddress):
-                    assert place.size >= platform_case.sizes[disk]
+                if not isinstance(place.address, ExportAddress):
+                    assert place.address.size >= platform_case.sizes[disk]
             await target.finish()
 
     @staticmethod

@@ -31,8 +31,8 @@ async def test_addresses_are_handed_on_as_they_are() -> None:
     async with platform.snapshot("web-01") as view:
         assert view.disks[0].address is address
         assert view.disks[0].reason == "no-changed-blocks"
-    async with platform.restore("web-01", config=None, disks={"vda": 1}) as target:
-        assert target.disks["vda"] is address
+    async with platform.restore("web-01", config=None, files={}, disks={"vda": 1}) as target:
+        assert target.disks["vda"].address is address
     with pytest.raises(UsageError, match="no address given for disk 'vdb'"):
-        async with platform.restore("web-01", config=None, disks={"vdb": 1}):
+        async with platform.restore("web-01", config=None, files={}, disks={"vdb": 1}):
             pytest.fail("there is no such disk")

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from sfasync.errors import LeaseLostError, StorageError, UsageError
-from sfasync.interfaces import Sink
-from sfasync.models import Checkpoint, ExportAddress, Extent
+from sfasync.models import Checkpoint, Extent, Leftover, VirtualDisk, VirtualMachine
+from sfasync.platform.plain import PlainTarget, PlainTargetDisk
 
 from .memory import MemoryDisk
 
@@ -44,6 +44,7 @@ class TrackedSnapshotDisk:
     checkpoint: Checkpoint
     ranges: list[tuple[int, int]] | None
     reason: str | None
+    shares: Mapping[str, int] = field(default_factory=dict)
 
     def changed(self) -> AsyncIterator[Extent] | None:
         return None if self.ranges is None else self._extents(self.ranges)
@@ -80,15 +81,6 @@ class TrackedSnapshot:
                 for checkpoint in list(tracked.checkpoints):
                     if checkpoint != disk.checkpoint.id:
                         del tracked.checkpoints[checkpoint]
-
-
-@dataclass
-class TrackedTarget:
-    disks: Mapping[str, ExportAddress | Sink]
-    finished: bool = False
-
-    async def finish(self) -> None:
-        self.finished = True
 
 
 class TrackingPlatform:
@@ -148,8 +140,25 @@ class TrackingPlatform:
                 raise StorageError("the snapshot is stuck")
 
     @asynccontextmanager
-    async def restore(self, vm: str, *, config: bytes | None, disks: Mapping[str, int]) -> AsyncIterator[TrackedTarget]:
-        yield TrackedTarget({name: MemoryDisk(bytes(size)) for name, size in disks.items()})
+    async def restore(
+        self,
+        vm: str | None,
+        *,
+        new_name: str | None = None,
+        config: bytes | None,
+        files: Mapping[str, bytes],
+        disks: Mapping[str, int],
+        since: Mapping[str, Checkpoint] | None = None,
+    ) -> AsyncIterator[PlainTarget]:
+        targets = {name: PlainTargetDisk(MemoryDisk(bytes(size))) for name, size in disks.items()}
+        yield PlainTarget(vm or new_name or "", targets)
+
+    async def vms(self) -> Sequence[VirtualMachine]:
+        disks = (VirtualDisk(id=name, size=len(disk.content), tracked=True) for name, disk in self.vm_disks.items())
+        return [VirtualMachine(id="vm", name="Web server", state="running", disks=tuple(disks))]
+
+    async def cleanup(self, *, dry_run: bool = False) -> Sequence[Leftover]:
+        return ()
 
     def _freeze(self, disk: TrackedDisk, base: Checkpoint | None, lost: asyncio.Future[str]) -> TrackedSnapshotDisk:
         ranges = None

@@ -19,7 +19,7 @@ from ...buffers import fill_with_zeros
 from ...engine import Engine
 from ...errors import UsageError
 from ...interfaces import RestoreView
-from ...models import BackupResult, Checkpoint, Extent
+from ...models import BackupResult, Checkpoint, Extent, Leftover, VirtualMachine
 from ...store.repository import Repository
 from ...units import MiB, TiB
 from ..allocator import keep_freed_memory
@@ -75,6 +75,7 @@ class _FrozenDisk:
     address: SparseDisk
     checkpoint: Checkpoint | None
     reason: str | None
+    shares: Mapping[str, int] = field(default_factory=dict)
 
     def changed(self) -> AsyncIterator[Extent] | None:
         return None if self.reason is not None else self._pieces()
@@ -128,9 +129,24 @@ class Tracking:
         yield _View([frozen], asyncio.get_running_loop().create_future())
 
     def restore(
-        self, vm: str, *, config: bytes | None, disks: Mapping[str, int]
+        self,
+        vm: str | None,
+        *,
+        new_name: str | None = None,
+        config: bytes | None,
+        files: Mapping[str, bytes],
+        disks: Mapping[str, int],
+        since: Mapping[str, Checkpoint] | None = None,
     ) -> AbstractAsyncContextManager[RestoreView]:
         raise UsageError("the disk of a benchmark is only read")
+
+    async def vms(self) -> Sequence[VirtualMachine]:
+        """There is one VM, and nobody has to find it."""
+        return ()
+
+    async def cleanup(self, *, dry_run: bool = False) -> Sequence[Leftover]:
+        """Nothing is left behind in memory."""
+        return ()
 
 
 async def back_up(location: str, seed: int, count: int, length: int, *, alone: bool) -> BackupResult:
