@@ -18,12 +18,12 @@ PACKAGE = Path(sfasync.__file__).parent
 # From the inside out; a part imports its own ring and those before it. A new module has to be placed here.
 RINGS = (
     {
-        *("_version", "buffers", "errors", "extents", "files", "interfaces", "models", "nbd", "progress", "retry"),
-        *("tasks", "throttle", "tuning", "units", "workers"),
+        *("_version", "buffers", "errors", "extents", "files", "interfaces", "models", "nbd", "progress", "resolvers"),
+        *("retry", "state", "tasks", "throttle", "tuning", "units", "workers"),
     },
     {"pipeline", "platform", "store", "transport"},
     {
-        *("backup", "badblocks", "copying", "endpoints", "engine", "jobs", "qcow2", "resolvers", "resources"),
+        *("backup", "badblocks", "copying", "endpoints", "engine", "jobs", "qcow2", "resources"),
         *("resuming", "restore", "rewriting", "sparse", "streaming", "targets"),
     },
     {"__init__", "__main__", "cli", "vddk"},

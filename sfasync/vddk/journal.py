@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
 import secrets
 from contextlib import closing
@@ -19,10 +18,11 @@ from typing import Literal
 
 import msgspec
 
-from ..errors import IntegrityError, ObjectMissingError, StorageError, printable
-from ..files import make_directory, storage_error
+from ..errors import IntegrityError, ObjectMissingError, printable
+from ..files import storage_error
 from ..interfaces import Hold
 from ..models import EndpointRequest, TransportMode
+from ..state import private, state_directory
 from ..store.local import LocalStore
 from ..tasks import finish
 from ..workers import Workers, settled
@@ -149,22 +149,17 @@ class Journal:
 
 
 def directory() -> Path:
-    """Where the journal is (XDG Base Directory Specification: a path that is not absolute counts as none).
+    """Where the journal is.
 
     Raises:
         StorageError: There is no such place.
     """
-    base = os.environ.get("XDG_STATE_HOME", "")
-    if not os.path.isabs(base):
-        base = os.path.expanduser("~/.local/state")
-    if not os.path.isabs(base):
-        raise StorageError("this user has no home for the journal; set XDG_STATE_HOME to a directory")
-    return Path(base) / "sfasync" / "vddk"
+    return state_directory("vddk")
 
 
 def _create(entry: Entry) -> Registration:
     key = f"{secrets.token_hex(16)}.json"
-    with closing(_store(_private(directory()))) as store:
+    with closing(_store(private(directory()))) as store:
         return Registration(key, store.hold(key, msgspec.json.encode(entry)))
 
 
@@ -185,7 +180,7 @@ def _leftovers(access: Access) -> list[Leftover]:
     if not place.exists():
         return []
     found = []
-    with closing(_store(_private(place))) as store:
+    with closing(_store(private(place))) as store:
         for key in store.list(""):
             entry = _left_over(store, key) if _KEY.fullmatch(key) else None
             if entry is not None and entry.belongs_to(access):
@@ -213,24 +208,3 @@ def _store(place: Path) -> LocalStore:
         return LocalStore(place)
     except OSError as error:
         raise storage_error(error, "open", str(place)) from error
-
-
-def _private(place: Path) -> Path:
-    """The directory, made for its owner alone.
-
-    Raises:
-        StorageError: It cannot be, or it belongs to somebody else.
-    """
-    try:
-        make_directory(place)
-        status = place.stat()
-        if status.st_uid == os.geteuid() and status.st_mode & 0o077:
-            place.chmod(0o700)
-    except OSError as error:
-        raise storage_error(error, "create", str(place)) from error
-    if status.st_uid != os.geteuid():
-        raise StorageError(
-            f"{printable(str(place))} belongs to another user; set XDG_STATE_HOME to a directory of this one",
-            path=str(place),
-        )
-    return place
