@@ -23,8 +23,8 @@ RINGS = (
     },
     {"pipeline", "platform", "store", "transport"},
     {
-        *("backup", "badblocks", "copying", "endpoints", "engine", "jobs", "qcow2", "resources"),
-        *("resuming", "restore", "rewriting", "sparse", "streaming", "targets"),
+        *("backup", "badblocks", "copying", "endpoints", "engine", "jobs", "programs", "qcow2"),
+        *("resources", "resuming", "restore", "rewriting", "sparse", "streaming", "targets"),
     },
     {"__init__", "__main__", "cli", "vddk"},
 )

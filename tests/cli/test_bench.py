@@ -23,7 +23,7 @@ from sfasync.cli.bench.data import PIECE, random_image, sparse_qcow2, usr_image
 from sfasync.cli.bench.plot import svg
 from sfasync.cli.bench.report import Run, Spread, markdown, summarize, text
 from sfasync.cli.bench.rows import ROWS
-from sfasync.cli.tools import run_tool
+from sfasync.programs import run_tool
 from sfasync.store.repository import Repository
 
 from ..support.command import sfasync

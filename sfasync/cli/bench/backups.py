@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from ...programs import find_tool, run_tool
 from ...units import GiB, MiB, TiB
-from ..tools import find_tool, run_tool
 from .contest import SFASYNC, Contest, Entrant, Facts, Place, bytes_below, limited_by, result_of, synced
 from .data import PIECE, random_image, sparse_qcow2, usr_image
 from .servers import nbdkit, qemu_nbd

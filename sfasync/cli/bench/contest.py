@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..tools import find_tool, run_tool
+from ...programs import find_tool, run_tool
 
 SFASYNC = (sys.executable, "-P", "-c", "from sfasync.__main__ import main; main()")
 """Our command as its installed script starts it; -P keeps the current directory out of the module path."""

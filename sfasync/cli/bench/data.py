@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from ...programs import run_tool
 from ...transport.export import open_export
 from ...units import KiB, MiB
-from ..tools import run_tool
 from .contest import Place
 from .servers import qemu_nbd
 

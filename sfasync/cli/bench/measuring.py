@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...errors import SourceError
+from ...programs import last_line
 from ...units import format_size
-from ..tools import last_line
 from .contest import Contest, Entrant
 from .report import Run
 

@@ -15,9 +15,9 @@ from typing import TextIO
 from ..._version import VERSION
 from ...errors import UsageError
 from ...files import storage_error
+from ...programs import find_tool
 from ...units import format_size
 from ..output import Output
-from ..tools import find_tool
 from .contest import Contest, Place, Row
 from .measuring import hold, machine
 from .plot import svg

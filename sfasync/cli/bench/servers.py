@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from ..tools import free_port, make_certificates, run_tool, running
+from ...programs import free_port, make_certificates, run_tool, running
 from .contest import SFASYNC
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...programs import run_tool
 from ...units import KiB, MiB
 from ...workers import Workers
-from ..tools import run_tool
 
 _FILE = 4 * MiB
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from ...models import ExportAddress, TlsPolicy
-from ..tools import free_port, running
+from ...programs import free_port, running
 
 TOOLS = {
     "nbdkit": "nbdkit",

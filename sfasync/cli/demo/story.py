@@ -17,12 +17,12 @@ from ...engine import Engine
 from ...errors import IntegrityError
 from ...models import BackupResult, ExportAddress
 from ...nbd.uri import format_uri
+from ...programs import make_certificates, require_tools, run_tool
 from ...store.repository import Repository
 from ...transport.export import open_export
 from ...units import MiB, format_seconds, format_size
 from ...workers import Workers
 from ..records import SHORT, local_time, size_of
-from ..tools import make_certificates, require_tools, run_tool
 from .disks import Recipe, make_disk
 from .servers import TOOLS, nbd_server, nbdkit_over_tls, qemu_nbd
 

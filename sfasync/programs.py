@@ -1,4 +1,4 @@
-"""Programs that commands start on this machine: tools that end by themselves, and servers for the time of a block."""
+"""Programs that are started on this machine: tools that end by themselves, and servers for the time of a block."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from ..errors import SourceError, UsageError, printable
-from ..models import TlsPolicy
-from ..tasks import finish
+from .errors import SourceError, UsageError, printable
+from .models import TlsPolicy
+from .tasks import finish
 
 _START_SECONDS = 10.0
 _STOP_SECONDS = 2.0
