@@ -283,23 +283,24 @@ class Backup:
         mode: str,
         meter: Meter,
     ) -> None:
-        changed = disk.changed() if mode == "incremental" else None
-        missing = before.missing(disk.id)
-        if changed is not None and missing:
-            changed = with_also(changed, missing)
-        plan = chunks(
-            source.extents(),
-            size=source.size,
-            chunk=writer.chunk_size,
-            alignment=source.block_size,
-            gap=_GAP,
-            changed=changed,
-            parent_size=before.record.size if before.record else None,
-        )
         limits = self._resources.limits
         lanes = limits.requests * limits.connections
-        async with aclosing(remaining(plan, writer, meter)) as plan:
-            await transfer(plan, source, writer, pool=self._resources.pool, lanes=lanes, meter=meter)
+        ranges = disk.changed() if mode == "incremental" else None
+        missing = before.missing(disk.id)
+        async with self._resources.endpoints.changes(ranges) as changed:
+            if changed is not None and missing:
+                changed = with_also(changed, missing)
+            plan = chunks(
+                source.extents(),
+                size=source.size,
+                chunk=writer.chunk_size,
+                alignment=source.block_size,
+                gap=_GAP,
+                changed=changed,
+                parent_size=before.record.size if before.record else None,
+            )
+            async with aclosing(remaining(plan, writer, meter)) as plan:
+                await transfer(plan, source, writer, pool=self._resources.pool, lanes=lanes, meter=meter)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,19 +10,19 @@ import fcntl
 import os
 import stat
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from .errors import NoSpaceError, SourceError, TargetError, TargetRefusedError, UsageError
+from .errors import ExportError, NoSpaceError, SourceError, TargetError, TargetRefusedError, UsageError, printable
 from .files import create_file
 from .interfaces import Buffer, GrowingSink, Sink, Source
-from .models import ExportAddress, Limits, Retry, Timeouts
+from .models import ExportAddress, Extent, Limits, MetadataContext, Retry, Timeouts
 from .nbd.uri import parse_uri
 from .qcow2 import new_qcow2
-from .transport.export import open_export
+from .transport.export import Export, open_export
 from .transport.file import FileSink, FileSource, NullSink
 from .transport.pipe import PipeSink, PipeSource
 from .workers import Workers
@@ -113,6 +113,27 @@ class Endpoints:
                 yield file
         else:
             yield place
+
+    @asynccontextmanager
+    async def changes(
+        self, ranges: AsyncIterator[Extent] | MetadataContext | None
+    ) -> AsyncIterator[AsyncIterator[Extent] | None]:
+        """What a platform says of changes; where an NBD server has it, read there, over a connection of its own.
+
+        Raises:
+            ExportError: The server does not have the context.
+            SourceError, TlsError: It cannot be read, then or later.
+        """
+        if not isinstance(ranges, MetadataContext):
+            yield ranges
+            return
+        address, context = ranges.address, ranges.name
+        export = await open_export(address, contexts=(context,), timeouts=self._timeouts, retry=self._retry)
+        async with export:
+            if context not in export.contexts:
+                raise ExportError(f"{address.peer} has no metadata context {printable(context)!r} for this export")
+            async with aclosing(_with_flags(export, context)) as told:
+                yield told
 
     @asynccontextmanager
     async def export_target(
@@ -208,6 +229,14 @@ class Endpoints:
             retry=self._retry,
         ) as export:
             yield TargetSink(export, str(path))
+
+
+async def _with_flags(export: Export, context: str) -> AsyncGenerator[Extent, None]:
+    """The ranges of an export for which a metadata context has flags."""
+    async with aclosing(export.block_status(context, 0, export.size)) as told:
+        async for offset, length, flags in told:
+            if flags:
+                yield Extent(offset, length)
 
 
 def checked_target(sink: Sink, *, size: int, name: str | None = None) -> TargetSink:

@@ -24,6 +24,7 @@ from .models import (
     Interruption,
     Leftover,
     Manifest,
+    MetadataContext,
     VerifyResult,
     VirtualMachine,
 )
@@ -186,10 +187,11 @@ class SnapshotDisk(Protocol):
         """Why `changed` is None, as a short code (`first-backup`, `cbt-expired`); None where changes are known."""
         ...
 
-    def changed(self) -> AsyncIterator[Extent] | None:
+    def changed(self) -> AsyncIterator[Extent] | MetadataContext | None:
         """Every range that may have changed since the base, in order, or None if that is not known.
 
-        The answer is bound to the disk's identity, its size and its checkpoints, and covers the whole disk.
+        The answer is bound to the disk's identity, its size and its checkpoints, and covers the whole disk. Where an
+        NBD server has it, as a context whose flags are 0 for what has not changed, the engine reads it there.
         """
         ...
 
@@ -257,8 +259,11 @@ class RestoreDisk(Protocol):
         """Why `changed` is None, as a short code; None where changes are known."""
         ...
 
-    def changed(self) -> AsyncIterator[Extent] | None:
-        """Every range that may differ from what the disk had at the checkpoint given, in order, or None: all may."""
+    def changed(self) -> AsyncIterator[Extent] | MetadataContext | None:
+        """Every range that may differ from what the disk had at the checkpoint given, in order, or None: all may.
+
+        As of `SnapshotDisk`.
+        """
         ...
 
 

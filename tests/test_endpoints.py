@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from sfasync.endpoints import Pipe, parse_endpoint
-from sfasync.errors import UriError, UsageError
-from sfasync.models import ExportAddress
+from sfasync.endpoints import Endpoints, Pipe, parse_endpoint
+from sfasync.errors import ExportError, UriError, UsageError
+from sfasync.models import NO_RETRY, ExportAddress, Extent, Limits, MetadataContext, Timeouts
+from sfasync.nbd.uri import parse_uri
+from sfasync.units import KiB
+from sfasync.workers import Workers
 
 from .support.memory import MemoryDisk
+from .support.servers import qemu_nbd
 
 
 @contextmanager
@@ -108,3 +113,42 @@ def test_nothing(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "__stdin__", None)  # what Python makes of a closed one
     with pytest.raises(UsageError, match="standard input is closed"):
         parse_endpoint("-", standard=0)
+
+
+@pytest.fixture
+def endpoints() -> Iterator[Endpoints]:
+    workers = Workers(1, "endpoints")
+    yield Endpoints(Limits(), Timeouts(), workers, NO_RETRY)
+    workers.close()
+
+
+async def test_changes_are_read_where_a_server_has_them(endpoints: Endpoints, tmp_path: Path) -> None:
+    image = tmp_path / "disk.qcow2"
+    commands: list[list[str | Path]] = [
+        ["qemu-img", "create", "-q", "-f", "qcow2", image, "1M"],
+        ["qemu-img", "bitmap", "--add", image, "base"],
+        ["qemu-io", "-c", "write 128k 64k", "-c", "write -z 512k 128k", image],
+    ]
+    for command in commands:
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    with qemu_nbd(image, "--bitmap=base", fmt="qcow2", writable=False) as server:
+        address = parse_uri(server.uri)
+        async with endpoints.changes(MetadataContext(address, "qemu:dirty-bitmap:base")) as changed:
+            assert changed is not None
+            found = [(extent.offset, extent.length) async for extent in changed]
+        async with endpoints.changes(MetadataContext(address, "qemu:dirty-bitmap:base")) as changed:
+            assert changed is not None
+            assert await anext(changed) == Extent(128 * KiB, 64 * KiB)
+        with pytest.raises(ExportError, match="no metadata context 'qemu:dirty-bitmap:other'"):
+            async with endpoints.changes(MetadataContext(address, "qemu:dirty-bitmap:other")):
+                pytest.fail("there is none")
+    assert found == [(128 * KiB, 64 * KiB), (512 * KiB, 128 * KiB)]
+
+
+async def test_other_changes_stay_what_they_are(endpoints: Endpoints) -> None:
+    async def ranges() -> AsyncIterator[Extent]:
+        yield Extent(0, 1)
+
+    for said in (None, ranges()):
+        async with endpoints.changes(said) as changed:
+            assert changed is said
