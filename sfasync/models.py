@@ -616,10 +616,11 @@ class VerifyResult:
         blobs: Stored blobs found in place (structure) or read and compared with their digests (data).
         bytes_read: Bytes of the repository read.
         data: Whether bytes were read and compared with their digests, or the structure was looked at only.
-        problems: Damage.
+        problems: Damage that is new, or keeps the backups that it names from being restored.
+        known: Objects that are damaged still but in quarantine, one each: an earlier verification told of them, and
+            what is spoiled has a good copy elsewhere or is needed by no backup. What was not read counts as bad still.
         leftovers: Files of interrupted writers and others that belong to no backup; no error.
-        quarantined: Copies of blobs that were known to be bad and are not relied on. They are problems only where a
-            backup needs them.
+        quarantined: Copies of blobs that were in quarantine, of known and of other objects.
         all_read_since: When the longest unread of the packs concerned was last read whole, in seconds since the epoch,
             this verification included; None if one never was.
         warnings: What else went wrong, one line each: that the result could not be remembered.
@@ -632,6 +633,7 @@ class VerifyResult:
     bytes_read: int
     data: bool
     problems: tuple[Problem, ...]
+    known: tuple[Problem, ...]
     leftovers: tuple[str, ...]
     quarantined: int
     all_read_since: float | None

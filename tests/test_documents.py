@@ -66,7 +66,7 @@ def test_the_page_on_verify_tells_the_truth(place: Path) -> None:
     ended = shell(blocks("docs/howto/verify.md", "sh"), place)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("exit code 22") == 2
-    assert "1 bad copy in quarantine" in ended.stdout
+    assert "1 damaged object in quarantine, which nothing needs" in ended.stdout
 
 
 def test_the_tutorial_tells_the_truth(place: Path) -> None:

@@ -91,6 +91,6 @@ def test_a_manifest_knows_its_disks() -> None:
 
 def test_no_problems_means_all_is_well() -> None:
     facts: dict[str, Any] = {"backups": 1, "objects": 1, "blobs": 1, "bytes_read": 1, "data": True, "seconds": 0.0}
-    facts |= {"quarantined": 1, "all_read_since": None, "warnings": ("it could not be remembered",)}
+    facts |= {"known": (), "quarantined": 1, "all_read_since": None, "warnings": ("it could not be remembered",)}
     assert VerifyResult(problems=(), leftovers=("something",), **facts).ok
     assert not VerifyResult(problems=(Problem(object="a", problem="it is missing"),), leftovers=(), **facts).ok

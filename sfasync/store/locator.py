@@ -131,6 +131,18 @@ class Locator:
         """Everywhere the blob is said to be."""
         return self._use(lambda cache: cache.locations(kind, name, raw))
 
+    def read(self, index: bytes) -> IndexReader:
+        """An index object, from the repository.
+
+        Raises:
+            ObjectMissingError: There is none of this id.
+            IntegrityError: It is damaged.
+            RepositoryVersionError: A newer version wrote it.
+        """
+        key = index_key(index)
+        frame = decode(self._store.get(key, limit=MAX_INDEX), key, self._repository, ObjectKind.INDEX)
+        return IndexReader(frame.payload, key)
+
     def add(self, index: bytes, reader: IndexReader) -> None:
         """Take in an index object that was just made durable."""
         self._use(lambda cache: cache.add(index, reader))
@@ -161,7 +173,7 @@ class Locator:
         damaged: dict[bytes, Damage] = {}
         for index in sorted((listed - cache.loaded() | suspect) - cache.superseded()):
             try:
-                cache.add(index, self._read(index))
+                cache.add(index, self.read(index))
             except DAMAGE as error:
                 if not is_confined(error):
                     raise
@@ -206,11 +218,6 @@ class Locator:
         if size not in self._use(lambda cache: cache.sizes(pack)):
             return f"{key} has {size} bytes, and should not"
         return None
-
-    def _read(self, index: bytes) -> IndexReader:
-        key = index_key(index)
-        frame = decode(self._store.get(key, limit=MAX_INDEX), key, self._repository, ObjectKind.INDEX)
-        return IndexReader(frame.payload, key)
 
     def _use(self, use: Callable[[IndexCache], _T]) -> _T:
         """The result of a function of the cache; when that fails, of a cache made anew, the second time elsewhere.

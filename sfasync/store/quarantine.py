@@ -16,7 +16,7 @@ from ..errors import IntegrityError, printable
 from ..interfaces import ObjectStore
 from .codec import MAX_OBJECT, MAX_RECORD, decode_record, encode_record
 from .damage import DAMAGE
-from .names import QUARANTINE, parse_quarantine, quarantine_key
+from .names import quarantine_key
 from .objects import ObjectKind, decode, encode
 from .seal import KINDS, MAX_FILE
 
@@ -99,21 +99,21 @@ def put_quarantine(store: ObjectStore, repository: bytes, objects: Iterable[BadO
         store.put(key, encode(ObjectKind.QUARANTINE, key, repository, record))
 
 
-def lift_quarantine(store: ObjectStore, repository: bytes, is_good: Callable[[str], bool]) -> None:
+def lift_quarantine(
+    store: ObjectStore, repository: bytes, records: Iterable[bytes], is_good: Callable[[str], bool]
+) -> None:
     """Let those objects out of quarantine that turned out to be good, say because a file system is back. A record that
     cannot be read stays as it is.
 
     Args:
         store, repository: Where the records are.
+        records: Ids of those that were there before anybody looked at the objects: a later one may know better.
         is_good: Whether all of an object, named by its key, is good.
 
     Raises:
         StorageError: A record could not be written or removed.
     """
-    for key in store.list(QUARANTINE):
-        record = parse_quarantine(key)
-        if record is None:
-            continue
+    for record in records:
         try:
             objects = read_quarantine(store, repository, record).objects
         except DAMAGE:
@@ -121,7 +121,7 @@ def lift_quarantine(store: ObjectStore, repository: bytes, is_good: Callable[[st
         bad = [one for one in objects if not is_good(one.key)]
         if len(bad) < len(objects):
             put_quarantine(store, repository, bad)
-            store.delete(key)
+            store.delete(quarantine_key(record))
 
 
 def _portions(objects: Iterable[BadObject]) -> Iterator[Sequence[BadObject]]:

@@ -206,7 +206,8 @@ class Repair:
                 good.add(key)
                 self._do("release", key, "it is good again, and in quarantine")
         if not self._dry_run:
-            lift_quarantine(self._store, self._records.repository, good.__contains__)
+            known = self._locator.quarantines()
+            lift_quarantine(self._store, self._records.repository, known, good.__contains__)
 
     def _is_good(self, pack: bytes | None) -> bool:
         """Whether every byte of a pack is good, and the index says of it what it says itself."""

@@ -1,6 +1,7 @@
 """Checks packs against the index: that they are there with the right size and, if asked for, every byte of them.
 
-Damage that is in quarantine was told when it was found. It is told again only where a backup needs what it spoils.
+Damage that is in quarantine was told when it was found. It is a problem again only where a backup needs what it spoils;
+elsewhere it is known.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ class Scrubber:
         self._unsound: set[bytes] = set()  # packs of which something is bad
         self._spoiled: dict[bytes, str] = {}  # packs that are bad as such, which is not in quarantine
         self._unindexed: list[BadObject] = []
+        self._sound_unindexed: set[bytes] = set()
         cache.execute(_TABLE)
         cache.execute(_BY_PACK)
 
@@ -120,7 +122,7 @@ class Scrubber:
     def is_sound(self, key: str) -> bool:
         """Whether an object is a pack that was read as a whole, and nothing of it was found bad."""
         pack = parse_pack(key)
-        return pack in self._read and pack not in self._unsound
+        return (pack in self._read and pack not in self._unsound) or pack in self._sound_unindexed
 
     @property
     def read(self) -> set[bytes]:
@@ -172,8 +174,12 @@ class Scrubber:
             return
         if size != pack.size:
             self._note_cut(pack.id, size, f"it has {size} bytes; the index says {pack.size}", lasting=True)
-        elif self._cache.rows("SELECT 1 FROM bad_blobs WHERE pack = ? AND kind = 0", (pack.id,)):
-            self._findings.know(key, "it was found damaged earlier")
+
+    def recall(self, pack: bytes) -> None:
+        """Take a pack that is not read for what is known of it."""
+        if self.is_known(pack_key(pack)):
+            whole = self._cache.rows("SELECT 1 FROM bad_blobs WHERE pack = ? AND kind = 0", (pack,))
+            self._findings.know(pack_key(pack), "it was found damaged earlier", part=not whole)
 
     def check_bytes(self, pack: IndexPack) -> None:
         """Read all of a pack that is there: its digest, each blob's digest, and that it says what the index says."""
@@ -206,6 +212,8 @@ class Scrubber:
             self._findings.count(bytes_read=examined.pack.size, blobs=len(examined.pack.blobs) - len(examined.bad))
         bad = bad_object(pack, examined)
         if bad is None:
+            with self._lock:
+                self._sound_unindexed.add(pack)
             return
         if self.is_known(key):
             self._findings.know(key, bad.reason)
@@ -252,7 +260,9 @@ class Scrubber:
             "SELECT 1 FROM bad_blobs WHERE pack = ? AND (kind = 0 OR (kind = ? AND name = ? AND raw = ?))",
             (pack, blob.kind, blob.name, blob.raw),
         )
-        if not known:
+        if known:
+            self._findings.know(pack_key(pack), str(error), part=True)
+        else:
             self._findings.add(pack_key(pack), str(error), detail=ordinal)
 
     def _note_cut(self, pack: bytes, size: int, problem: str, *, lasting: bool) -> None:

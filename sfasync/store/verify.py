@@ -151,6 +151,8 @@ class Verification:
         self._scrubber: Scrubber
         self._checks: Checks
         self._bad_objects: list[BadObject] = []
+        self._bad_indexes: dict[str, str] = {}  # index objects that are not replaced, and what is wrong with them
+        self._unreadable: set[str] = set()  # index objects, checks and records of damage
         self._astray = False  # a backup needs a blob that no index object has
         self._concerned: set[bytes] = set()  # packs that were looked at
         self._last: dict[str, int] = {}  # the highest number of each VM, as far as it can be known
@@ -193,6 +195,7 @@ class Verification:
                 bytes_read=self._findings.bytes_read,
                 data=self._reading.data,
                 problems=problems,
+                known=self._findings.known(),
                 leftovers=tuple(sorted(printable(name) for name in self._leftovers)),
                 quarantined=self._scrubber.known_copies(),
                 all_read_since=self._all_read_since(),
@@ -355,11 +358,29 @@ class Verification:
         self._checks = Checks(self._store, self._records.repository, self._locator.cache, self._time)
         for error in wrong:
             self._put_away(error.path or INDEX, error)
+            if parse_index(error.path or "") is not None:
+                self._bad_indexes[error.path or ""] = str(error)
+        self._check_replaced()
         for key in (*self._store.list(INDEX), *self._store.list(QUARANTINE)):
             if parse_index(key) is not None or parse_quarantine(key) is not None:
                 with suppress(*DAMAGE):  # told already, by the locator
                     self._findings.count(bytes_read=self._store.size(key))
                 self._step()
+
+    def _check_replaced(self) -> None:
+        """Look at index objects that others replace: nobody needs them, but none is to rot unseen."""
+        replaced = self._locator.cache.superseded()
+        for key in self._store.list(INDEX):
+            index = parse_index(key)
+            if index is None or index not in replaced:
+                continue
+            try:
+                self._locator.read(index)
+            except ObjectMissingError:
+                pass  # removed since it was listed
+            except DAMAGE as error:
+                self._unreadable.add(key)
+                self._findings.know(key, str(error))
 
     def _read_checks(self) -> None:
         for key in self._store.list(CHECKS):
@@ -376,8 +397,10 @@ class Verification:
             self._step()
 
     def _put_away(self, key: str, error: SfasyncError) -> None:
-        """An object that backups can do without cannot be read. It is told once, and then in quarantine."""
+        """An object that backups can do without cannot be read. It is a problem once, and then in quarantine."""
+        self._unreadable.add(key)
         if self._scrubber.is_known(key):
+            self._findings.know(key, str(error))
             return
         self._findings.add(key, str(error))
         if is_lasting(error):
@@ -393,6 +416,8 @@ class Verification:
             self._scrubber.check_presence(pack)
             if pack.id in chosen and self._scrubber.is_there(pack):
                 self._scrubber.check_bytes(pack)
+            else:
+                self._scrubber.recall(pack.id)
 
         self._each([pack for pack, _ in packs], check, workers, threads)
         self._checks.note(self._scrubber.read, self._time)
@@ -405,6 +430,8 @@ class Verification:
                 self._leftovers.append(pack_key(pack))
             if self._reading.whole:
                 self._scrubber.check_unindexed(pack)
+            else:
+                self._scrubber.recall(pack)
             self._step()
 
     def _walk(self, places: Iterable[Numbered], is_good: Callable[[Location], bool]) -> tuple[int, int]:
@@ -426,6 +453,8 @@ class Verification:
                     self._findings.blame(key, manifest.id)
                 count += 1
         self._astray = walk.astray
+        for key, problem in self._bad_indexes.items() if walk.astray else ():
+            self._findings.add(key, problem)  # it may have what is missed, known or not
         return count, walk.blobs
 
     # --- what is remembered -------------------------------------------------------------------------------------------
@@ -468,7 +497,8 @@ class Verification:
                 if self._astray and not self._scrubber.is_known(INDEX):  # nothing else tells the next backup
                     damage.append(BadObject(key=INDEX, blobs=None, reason=ASTRAY))
                 put_quarantine(self._store, self._records.repository, damage)
-                lift_quarantine(self._store, self._records.repository, self._is_sound)
+                known = self._locator.quarantines()
+                lift_quarantine(self._store, self._records.repository, known, self._is_sound)
                 self._checks.put(check)
             except StorageError as error:
                 why = str(error)
@@ -478,7 +508,9 @@ class Verification:
         """Whether an object that was in quarantine was looked at, and is good."""
         if key == INDEX:
             return not self._ids and not self._astray
-        return self._scrubber.is_sound(key) or parse_index(key) in self._locator.cache.loaded()
+        if any(parse(key) is not None for parse in (parse_index, parse_check, parse_quarantine)):
+            return key not in self._unreadable
+        return self._scrubber.is_sound(key)
 
     # --- threads and progress -----------------------------------------------------------------------------------------
 

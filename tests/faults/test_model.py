@@ -27,7 +27,7 @@ import pytest
 
 from sfasync import BusyError, Engine, IntegrityError, Repository, StorageError
 from sfasync.store import local
-from sfasync.store.names import INDEX
+from sfasync.store.names import CONFIG, INDEX
 from sfasync.units import KiB
 
 from ..support.memory import MemoryDisk
@@ -119,6 +119,8 @@ class History:
         self.platform = TrackingPlatform({DISK: b"the first disk" * 30_000})
         self.model: dict[str, bytes] = {}
         self.old_cache: Path | None = None
+        self.known: set[str] = set()  # objects that may be in quarantine, because they were damaged a moment ago
+        self.log: list[str] = []
         self.repository = self.run(Repository.init(self.place / "repository", chunk_size=CHUNK))
 
     def close(self) -> None:
@@ -275,19 +277,25 @@ class History:
         """A byte goes bad: verification names its object, no backup restores wrongly, and then it is put right."""
         objects = sorted(path for path in (self.place / "repository").rglob("*") if path.is_file())
         path = self.choice.choice(objects)
+        name = str(path.relative_to(self.place / "repository"))
         content = path.read_bytes()
         where = self.choice.randrange(len(content))
         path.write_bytes(content[:where] + bytes([content[where] ^ 1 << where % 8]) + content[where + 1 :])
-        problems = self.run(self.repository.verify(data=True)).problems
-        named = {problem.object for problem in problems} - {INDEX}  # that is what blobs in no index are missed in
-        assert named == {str(path.relative_to(self.place / "repository"))}, (path, problems)
-        touched = {backup for problem in problems for backup in problem.backups}
+        result = self.run(self.repository.verify(data=True))
+        self.log.append(f"byte {where} of {len(content)} of {name}: {result.problems}, known: {result.known}")
+        told, known = ({problem.object for problem in some} for some in (result.problems, result.known))
+        told -= {INDEX}  # that is what blobs in no index are missed in
+        assert told | known == {name}
+        assert known <= self.known, "it was whole when it was last verified"
+        if name != CONFIG:  # without it nothing is remembered
+            self.known = {name} | (self.known if "/quarantine/" in name else set())
+        touched = {backup for problem in result.problems for backup in problem.backups}
         for backup in self.choice.sample(list(self.model), min(3, len(self.model))):
             try:
                 self.restore_one(backup)
-                assert backup not in touched or "/index/" in str(path), f"it needs what is damaged in {path}"
+                assert backup not in touched or "/index/" in name, "it needs what is damaged"
             except IntegrityError:
-                assert backup in touched or "/backups/" in str(path)
+                assert backup in touched or "/backups/" in name
         path.write_bytes(content)
         self.counts["flips"] += 1
 
@@ -299,17 +307,23 @@ class History:
             self.counts["restores"] += 1
 
     def restore_one(self, backup: str) -> None:
+        """Restore all that a backup has: its disk, and the files of the VM."""
+
         async def content() -> bytes:
             async with Engine(self.repository) as engine:
                 target = MemoryDisk(b"\xff" * len(self.model[backup]))
                 await engine.restore_vm(backup, to_disks={DISK: target})
-                return bytes(target.content)
+            manifest = await self.repository.find(backup)
+            for file in manifest.files:
+                await self.repository.read_file(manifest, file.name)
+            return bytes(target.content)
 
         assert self.run(content()) == self.model[backup], f"{backup} restored wrongly"
 
     def verify(self) -> None:
         result = self.run(self.repository.verify(data=True))
-        assert (result.problems, result.backups) == ((), len(self.model))
+        assert (result.problems, result.known, result.backups) == ((), (), len(self.model))
+        self.known = set()
 
     def listed(self) -> set[str]:
         return {backup.id for backup in self.run(self.repository.backups())}
@@ -317,6 +331,7 @@ class History:
     def step(self) -> None:
         """Do something, and see that what is listed is what the model has."""
         what = self.choice.choices(*zip(*_STEPS.items(), strict=True))[0]
+        self.log.append(what)
         getattr(self, what)()
         assert self.listed() == self.model.keys(), what
         assert self.platform.open_snapshots == 0
@@ -333,7 +348,7 @@ def play(seed: int, steps: int) -> Counter[str]:
             for _ in range(min(_STEPS_OF_A_HISTORY, steps - counts["steps"])):
                 history.step()
         except BaseException:
-            print(f"seed {seed}, after {counts['steps']} steps", file=sys.stderr)
+            print(f"seed {seed}, after {counts['steps']} steps:", *history.log, sep="\n", file=sys.stderr)
             raise
         finally:
             history.close()

@@ -38,6 +38,35 @@ def test_too_many_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problems[-1].problem == "15 more problems are not listed"
 
 
+def test_known_damage_is_a_problem_for_those_who_need_it() -> None:
+    findings = Findings()
+    findings.know("a", "bad")
+    findings.know("b", "bad")
+    findings.know("c", "blob 1", part=True)
+    findings.know("d", "blob 1", part=True)
+    findings.add("d", "blob 2", detail=2)
+    findings.blame("b", "first", detail=7)
+    findings.blame("c", "second", detail=1, problem="there is no good copy")
+    findings.know("e", "blob 1", part=True)
+    findings.blame("e", "nobody", detail=2)
+    assert findings.problems() == (
+        Problem(object="b", problem="bad", backups=("first",)),
+        Problem(object="c", problem="there is no good copy", backups=("second",)),
+        Problem(object="d", problem="blob 2"),
+    )
+    assert findings.known() == (Problem(object="a", problem="bad"), Problem(object="e", problem="blob 1"))
+
+
+def test_too_much_known_damage_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_PROBLEMS", 10)
+    findings = Findings()
+    for number in range(25):
+        findings.know(f"object {number:02d}", "gone")
+    known = findings.known()
+    assert len(known) == 11
+    assert known[-1].problem == "15 more objects are not listed"
+
+
 def test_counts() -> None:
     findings = Findings()
     findings.count(objects=1, bytes_read=10)

@@ -15,7 +15,7 @@ import pytest
 from sfasync.errors import IntegrityError, StorageError, UsageError
 from sfasync.models import Manifest
 from sfasync.store.checks import Scope, decode_check
-from sfasync.store.names import CHECKS, pack_key
+from sfasync.store.names import CHECKS, INDEX, pack_key
 from sfasync.store.objects import ObjectKind, decode
 from sfasync.store.packs import PackReader
 from sfasync.store.quarantine import BadObject, put_quarantine
@@ -88,6 +88,7 @@ async def test_every_kind_of_damage_heals(
     assert second.disks[0].statistics.bytes_stored > 0
     healed = await repository.verify(data=data)
     assert (healed.problems, healed.leftovers) == ((), ())
+    assert [known.object for known in healed.known] == [name]
     assert healed.quarantined > 0
     for manifest in (first, second):
         assert await read_disk(repository, manifest, "vda") == CONTENT
@@ -136,6 +137,7 @@ async def test_damage_that_no_backup_needs_is_told_once(repository: Repository, 
     for data in (False, True):
         result = await repository.verify(data=data)
         assert result.ok
+        assert [known.object for known in result.known] == [str(packs(place)[0].relative_to(place))]
         assert result.quarantined == 1
 
 
@@ -150,6 +152,118 @@ async def test_a_pack_that_comes_back_is_let_out(repository: Repository, place: 
     assert not quarantine(place)
     assert (await repository.verify()).ok
     assert (await back_up(repository, "web-02", {"vda": CONTENT})).disks[0].statistics.bytes_stored == 0
+
+
+async def put_right(repository: Repository, place: Path, path: Path, content: bytes) -> None:
+    """Undo damage; a verification finds that."""
+    path.write_bytes(content)
+    result = await repository.verify(data=True)
+    assert (result.problems, result.known) == ((), ())
+    assert not quarantine(place), "nothing good stays in quarantine"
+
+
+@pytest.fixture
+async def one_of_each(repository: Repository, place: Path, first: Manifest) -> dict[str, Path]:
+    """An object of every kind that can be in quarantine, by kind; of each but the checks there are others as well."""
+    await back_up(repository, "web-02", {"vda": noise(CHUNK, 4)})
+    (index, *_) = files(place / "domains/default/index")
+    session = await repository.begin("web-03")
+    await session.disk("vda", CHUNK).write(0, noise(CHUNK, 5))
+    before = set(packs(place)), set(files(place / "domains/default/index"))
+    session._intake.finish()
+    (stray,) = set(packs(place)) - before[0]
+    for path in set(files(place / "domains/default/index")) - before[1]:
+        path.unlink()  # its writer died before it was written
+    session._claim.hold.release()
+    await session.abort()
+    await repository.verify(data=True)
+    (check,) = checks(place)
+    return {"pack": packs(place)[0], "stray": stray, "index": index, "check": check}
+
+
+@pytest.mark.parametrize("kind", ["pack", "stray", "index", "check"])
+async def test_what_was_put_right_is_new_when_it_goes_bad_again(
+    repository: Repository, place: Path, one_of_each: dict[str, Path], kind: str
+) -> None:
+    path = one_of_each[kind]
+    content, name = path.read_bytes(), str(path.relative_to(place))
+    flip(path, len(content) // 2)
+    assert name in {problem.object for problem in (await repository.verify(data=True)).problems}
+    await put_right(repository, place, path, content)
+    path = path if path.exists() else checks(place)[0]  # a check goes with the next one
+    flip(path, path.stat().st_size // 3)
+    found = await repository.verify(data=True)
+    assert str(path.relative_to(place)) in {problem.object for problem in found.problems}
+    assert found.known == ()
+
+
+@pytest.mark.parametrize("kind", ["pack", "stray", "index", "check"])
+@pytest.mark.parametrize("needed", [False, True])
+async def test_every_damaged_object_is_named_each_time(
+    repository: Repository, place: Path, first: Manifest, one_of_each: dict[str, Path], kind: str, needed: bool
+) -> None:
+    if not needed:
+        await repository.forget(*[backup.id for backup in await repository.backups()])
+    path = one_of_each[kind]
+    content, name = path.read_bytes(), str(path.relative_to(place))
+    for offset in (len(content) // 2, 3, len(content) // 2):
+        path.write_bytes(content)  # and nobody looks
+        flip(path, offset)
+        result = await repository.verify(data=True)
+        told = {problem.object for problem in result.problems} - {INDEX}
+        assert told | {known.object for known in result.known} == {name}
+        assert len(told) + len(result.known) == 1
+    assert result.ok == (not needed or kind in ("stray", "check")), "the third time it is known"
+    await put_right(repository, place, path, content)
+
+
+async def test_a_record_of_damage_that_is_good_again_is_let_out(
+    repository: Repository, place: Path, first: Manifest
+) -> None:
+    pack = packs(place)[0]
+    content = pack.read_bytes()
+    flip_pack(pack)
+    await repository.verify(data=True)
+    pack.write_bytes(content)
+    (record,) = quarantine(place)
+    written, name = record.read_bytes(), str(record.relative_to(place))
+    for offset in (100, 50):
+        record.write_bytes(written)
+        flip(record, offset)
+        result = await repository.verify(data=True)
+        assert [one.object for one in (*result.problems, *result.known)] == [name]
+    assert result.ok
+    await put_right(repository, place, record, written)
+
+
+async def test_what_nobody_could_let_out_is_named_when_it_goes_bad_again(
+    repository: Repository, place: Path, first: Manifest
+) -> None:
+    """As long as the configuration is damaged, nothing is recorded: what is good again is in quarantine still."""
+    await repository.forget(first.id)
+    (index,) = files(place / "domains/default/index")
+    content, configuration = index.read_bytes(), (place / "config").read_bytes()
+    flip(index, 200)
+    await repository.verify(data=True)
+    index.write_bytes(content)
+    flip(place / "config", 50)
+    assert [problem.object for problem in (await repository.verify(data=True)).problems] == ["config"]
+    (place / "config").write_bytes(configuration)
+    flip(index, 300)
+    assert [known.object for known in (await repository.verify(data=True)).known] == [str(index.relative_to(place))]
+
+
+async def test_an_index_object_that_is_replaced_does_not_rot_unseen(
+    repository: Repository, place: Path, first: Manifest
+) -> None:
+    (index,) = files(place / "domains/default/index")
+    content, name = index.read_bytes(), str(index.relative_to(place))
+    flip(index, 200)
+    await repository.repair()
+    for data in (False, True):
+        result = await repository.verify(data=data)
+        assert (result.problems, [known.object for known in result.known]) == ((), [name])
+    await put_right(repository, place, index, content)
 
 
 async def test_a_pack_with_a_bad_frame_and_good_blobs_serves_on(
@@ -198,7 +312,9 @@ async def test_damaged_records_are_told_once(repository: Repository, place: Path
         flip(path, 100)
         name = str(path.relative_to(place))
         assert name in {problem.object for problem in (await repository.verify()).problems}
-        assert name not in {problem.object for problem in (await repository.verify()).problems}
+        again = await repository.verify()
+        assert name not in {problem.object for problem in again.problems}
+        assert name in {known.object for known in again.known}
         assert path.exists(), "nobody removes what cannot be read"
 
 

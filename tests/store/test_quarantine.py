@@ -24,9 +24,12 @@ KEY = pack_key(b"p" * 16)
 BLOB = BadBlob(kind=1, name="ab" * 32, raw=100)
 
 
+def ids(store: MemoryStore) -> list[bytes]:
+    return list(filter(None, map(parse_quarantine, store.list(QUARANTINE))))
+
+
 def records(store: MemoryStore) -> list[QuarantineRecord]:
-    ids = filter(None, map(parse_quarantine, store.list(QUARANTINE)))
-    return [read_quarantine(store, REPOSITORY, record) for record in ids]
+    return [read_quarantine(store, REPOSITORY, record) for record in ids(store)]
 
 
 def test_what_is_written_reads_back() -> None:
@@ -83,15 +86,24 @@ def test_what_is_good_again_is_let_out_and_the_rest_stays() -> None:
     other = pack_key(b"q" * 16)
     put_quarantine(store, REPOSITORY, [BadObject(key=key, blobs=None, reason="gone") for key in (KEY, other)])
     before = store.list(QUARANTINE)
-    lift_quarantine(store, REPOSITORY, lambda key: False)
+    lift_quarantine(store, REPOSITORY, ids(store), lambda key: False)
     assert store.list(QUARANTINE) == before
-    lift_quarantine(store, REPOSITORY, lambda key: key == KEY)
+    lift_quarantine(store, REPOSITORY, ids(store), lambda key: key == KEY)
     assert [[one.key for one in record.objects] for record in records(store)] == [[other]]
-    lift_quarantine(store, REPOSITORY, lambda key: True)
+    lift_quarantine(store, REPOSITORY, ids(store), lambda key: True)
     assert store.objects == {}
+
+
+def test_what_was_found_bad_meanwhile_stays() -> None:
+    store = MemoryStore()
+    put_quarantine(store, REPOSITORY, [BadObject(key=KEY, blobs=None, reason="gone")])
+    known = ids(store)
+    put_quarantine(store, REPOSITORY, [BadObject(key=KEY, blobs=None, reason="gone again")])
+    lift_quarantine(store, REPOSITORY, known, lambda key: True)
+    assert [[one.reason for one in record.objects] for record in records(store)] == [["gone again"]]
 
 
 def test_a_record_that_cannot_be_read_stays() -> None:
     store = MemoryStore({quarantine_key(b"k" * 16): b"rubbish"})
-    lift_quarantine(store, REPOSITORY, lambda key: True)
+    lift_quarantine(store, REPOSITORY, ids(store), lambda key: True)
     assert len(store.objects) == 1

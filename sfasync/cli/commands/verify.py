@@ -88,12 +88,15 @@ def _report(output: Output, result: VerifyResult, location: str) -> None:
         output.detail(f"left over: {name}")
     for warning in result.warnings:
         output.warning(warning)
+    for known in result.known:
+        output.detail(f"in quarantine: {known.object}: {known.problem}")
+        output.event("known", {"object": known.object, "problem": known.problem})
     tell_problems(output, result.problems, location)
-    copies = f"{result.quarantined} bad cop{'y' if result.quarantined == 1 else 'ies'}"
+    objects = f"{len(result.known)} damaged object{'' if len(result.known) == 1 else 's'}"
     output.remark(
         f"no problems in {result.backups} backups: {result.objects} objects, {result.blobs} blobs, "
         f"{format_size(result.bytes_read)} read in {format_seconds(result.seconds)}"
-        + (f"; {copies} in quarantine, which nothing needs" if result.quarantined else "")
+        + (f"; {objects} in quarantine, which nothing needs" if result.known else "")
         + (f"; {len(result.leftovers)} left-overs of interrupted writers do no harm" if result.leftovers else "")
     )
     since = "never" if result.all_read_since is None else local_time(result.all_read_since)
@@ -107,6 +110,7 @@ def _report(output: Output, result: VerifyResult, location: str) -> None:
             "bytes_read": result.bytes_read,
             "data": result.data,
             "leftovers": len(result.leftovers),
+            "known": len(result.known),
             "quarantined": result.quarantined,
             "all_read_since": None if result.all_read_since is None else utc_time(result.all_read_since),
             "warnings": list(result.warnings),

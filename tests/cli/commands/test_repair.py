@@ -45,7 +45,12 @@ def test_what_is_lost_is_told_and_heals(
     assert sfasync("restore", backup, "--to", tmp_path / "no").status == 22
     again = sfasync("backup", "vm", "--disk", f"vda={server.uri}", "--json").last
     assert again["disks"][0]["bytes_new"] == 1 << 20
-    assert sfasync("verify", "--data", "--json").last["quarantined"] == 1
+    verified = sfasync("verify", "--data", "--json")
+    assert (verified.last["known"], verified.last["quarantined"]) == (1, 1)
+    assert [victim.name in event["object"] for event in verified.events if event["event"] == "known"] == [True]
+    ended = sfasync("verify", "--data", "-v")
+    assert "; 1 damaged object in quarantine, which nothing needs" in ended.out
+    assert victim.name in ended.err
     for reference in (backup, again["id"]):
         assert sfasync("restore", reference, "--to", tmp_path / reference).status == 0
         assert (tmp_path / reference / "vda.raw").read_bytes() == disk.read_bytes()
