@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Final, Literal, NamedTuple, get_args
 
 from .errors import UsageError
 from .units import KiB, MiB
+
+MOST_CONNECTIONS: Final = 16
+"""Connections to one disk."""
 
 # --- options ---------------------------------------------------------------------------------------------------------
 
@@ -37,7 +40,7 @@ class Limits:
     def __post_init__(self) -> None:
         _within("memory", self.memory, 16 * MiB, None)
         _within("requests", self.requests, 1, 256)
-        _within("connections", self.connections, 1, 16)
+        _within("connections", self.connections, 1, MOST_CONNECTIONS)
         _within("disks", self.disks, 1, 1024)
         if self.rate is not None:
             _within("rate", self.rate, 64 * KiB, None)
@@ -135,6 +138,8 @@ class TlsPolicy:
         key_file: The private key of `cert_file` (PEM).
         hostname: The name that the server's certificate must carry; None for the host connected to, and `localhost` on
             a Unix socket.
+        check_hostname: Whether it must carry that name. Without, every certificate of the authorities is good; so they
+            must be named, and not be those of the system.
         fingerprint: SHA-256 of the server's certificate (DER) in hex; when given, it must match as well.
         psk_file: Pre-shared keys, one `identity:hexkey` a line, as for nbdkit and qemu; needs Python 3.13.
         psk_identity: Which line of `psk_file` to use; None for the first.
@@ -146,6 +151,7 @@ class TlsPolicy:
     cert_file: Path | None = None
     key_file: Path | None = None
     hostname: str | None = None
+    check_hostname: bool = True
     fingerprint: str | None = None
     psk_file: Path | None = None
     psk_identity: str | None = None
@@ -155,6 +161,8 @@ class TlsPolicy:
             raise UsageError(f"TLS style {self.style!r} is not known; there are {', '.join(get_args(TlsStyle))}")
         if self.ca_file is not None and self.ca_text is not None:
             raise UsageError("the certificates of authorities come from a file or as text, not both")
+        if not self.check_hostname and self.ca_file is None and self.ca_text is None:
+            raise UsageError("a certificate without the right name is only accepted from authorities that are given")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +175,7 @@ class ExportAddress:
         socket: Path of a Unix socket; None over TCP.
         export: Name of the export; the empty name asks for the server's default.
         tls: Policy of a connection that must be TLS; None for a plain one.
+        connections: Most connections that may be made to it at once; None for as many as the caller's limits allow.
     """
 
     host: str | None = None
@@ -174,10 +183,13 @@ class ExportAddress:
     socket: Path | None = None
     export: str = ""
     tls: TlsPolicy | None = None
+    connections: int | None = None
 
     def __post_init__(self) -> None:
         if (self.host is None) == (self.socket is None):
             raise UsageError("an export address has either a host or a Unix socket")
+        if self.connections is not None:
+            _within("connections", self.connections, 1, MOST_CONNECTIONS)
 
     @property
     def tls_style(self) -> TlsStyle | None:

@@ -6,11 +6,13 @@ or in a TOML file. Disks that are not in the table have a template, if there is 
     host = "hci-01.example"                     # for all disks that are not listed below
     port = 10809
     export = "{vm_id}/{disk_id}@{snapshot_id}"
+    connections = 1                             # most to one disk, where the service allows several at all
 
     [tls]                                       # for connections of mode nbdssl
     style = "direct"                            # TLS from the first byte; "starttls" is the default
     ca_file = "hci-ca.pem"                      # relative to this file
     hostname = "hci.example"                    # what the certificate must carry; the host connected to if absent
+    check_hostname = true                       # false: any certificate of the authorities in ca_file is good
 
     [[disks]]
     vm_id = "2786761839857"
@@ -30,7 +32,7 @@ from typing import Annotated, Any, Final, TypeAlias
 import msgspec
 
 from .errors import UsageError, printable
-from .models import EndpointRequest, ExportAddress, TlsPolicy, TlsStyle
+from .models import MOST_CONNECTIONS, EndpointRequest, ExportAddress, TlsPolicy, TlsStyle
 from .nbd.uri import parse_uri
 
 _FIELDS: Final = ("vm_id", "disk_id", "snapshot_id", "server_id", "resource_id")
@@ -47,12 +49,14 @@ class EndpointTemplate:
         export: Name of the export, with ``{vm_id}``, ``{disk_id}``, ``{snapshot_id}``, ``{server_id}`` and
             ``{resource_id}`` replaced; a brace is written twice.
         tls: Policy for mode ``nbdssl``; None where there is only plain NBD.
+        connections: Most connections to one disk; None for as many as the caller's limits allow.
     """
 
     host: str
     port: int = 10809
     export: str = ""
     tls: TlsPolicy | None = None
+    connections: int | None = None
 
     def __post_init__(self) -> None:
         _pieces(self.export)
@@ -67,7 +71,11 @@ class EndpointTemplate:
             raise UsageError(f"no TLS is described for {printable(self.host)}; mode nbdssl needs it")
         export = "".join(text + _value(request, field) for text, field in _pieces(self.export))
         return ExportAddress(
-            host=self.host, port=self.port, export=export, tls=self.tls if request.mode == "nbdssl" else None
+            host=self.host,
+            port=self.port,
+            export=export,
+            tls=self.tls if request.mode == "nbdssl" else None,
+            connections=self.connections,
         )
 
 
@@ -166,6 +174,7 @@ class _Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cert_file: str | None = None
     key_file: str | None = None
     hostname: str | None = None
+    check_hostname: bool = True
     fingerprint: str | None = None
     psk_file: str | None = None
     psk_identity: str | None = None
@@ -185,6 +194,7 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: _Port = 10809
     export: str = ""
     tls: _Tls | None = None
+    connections: Annotated[int, msgspec.Meta(ge=1, le=MOST_CONNECTIONS)] | None = None
     disks: list[_Disk] = []
 
 
@@ -239,6 +249,7 @@ class _Reader:
             port=self._table.port if port is None else port,
             export=self._table.export if export is None else export,
             tls=self._policy,
+            connections=self._table.connections,
         )
 
     def _tls(self, said: _Tls) -> TlsPolicy:

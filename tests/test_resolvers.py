@@ -88,9 +88,11 @@ FULL = """
 host = "hci-01.example"
 port = 4000
 export = "{vm_id}/{disk_id}"
+connections = 1
 
 [tls]
 style = "direct"
+check_hostname = false
 ca_file = "ca.pem"
 cert_file = "/etc/client.pem"
 key_file = "keys/client.pem"
@@ -129,13 +131,14 @@ async def test_all_that_a_file_may_say(file: Path) -> None:
         cert_file=Path("/etc/client.pem"),
         key_file=file.parent / "keys/client.pem",
         hostname="hci.example",
+        check_hostname=False,
         fingerprint="ab",
     )
     expected = {
         "ide0": ExportAddress(host="10.0.0.7", export="ide0"),
-        "ide1": ExportAddress(host="hci-01.example", port=4000, export="other", tls=policy),
-        "ide2": ExportAddress(host="hci-02.example", port=1, export="1/ide2", tls=policy),
-        "ide3": ExportAddress(host="hci-01.example", port=4000, export="1/ide3", tls=policy),
+        "ide1": ExportAddress(host="hci-01.example", port=4000, export="other", tls=policy, connections=1),
+        "ide2": ExportAddress(host="hci-02.example", port=1, export="1/ide2", tls=policy, connections=1),
+        "ide3": ExportAddress(host="hci-01.example", port=4000, export="1/ide3", tls=policy, connections=1),
     }
     for disk, address in expected.items():
         assert await resolver.resolve(EndpointRequest(vm_id="1", disk_id=disk, mode="nbdssl")) == address

@@ -75,8 +75,10 @@ def format_uri(address: ExportAddress) -> str:
 
     Raises:
         UriError: No URI says what the address says: a fingerprint, certificates as text or not in one directory under
-            their usual names, or TLS from the first byte.
+            their usual names, one whose name does not matter, TLS from the first byte, or a number of connections.
     """
+    if address.connections is not None:
+        raise UriError("a URI cannot say how many connections are allowed")
     tls = address.tls
     scheme = ("nbd" if tls is None else "nbds") + ("+unix" if address.socket is not None else "")
     host = f"[{address.host}]" if address.host and ":" in address.host else quote(address.host or "", safe="")
@@ -205,6 +207,8 @@ def _policy_parameters(policy: TlsPolicy) -> Iterator[tuple[str, str]]:
     """The parameters that say what a policy says."""
     if policy.fingerprint is not None or policy.ca_text is not None:
         raise UriError("a URI cannot carry a fingerprint, nor certificates as text")
+    if not policy.check_hostname:
+        raise UriError("a URI cannot say that the name in the certificate does not matter")
     if policy.style != "starttls":
         raise UriError("a URI cannot ask for TLS from the first byte")
     if policy.psk_file is not None:

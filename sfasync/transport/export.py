@@ -24,7 +24,7 @@ from ..errors import (
 )
 from ..extents import align_down
 from ..interfaces import Buffer
-from ..models import NO_RETRY, ExportAddress, Extent, Limits, Retry, Timeouts
+from ..models import MOST_CONNECTIONS, NO_RETRY, ExportAddress, Extent, Limits, Retry, Timeouts
 from ..nbd import const
 from ..nbd.session import Command
 from ..nbd.uri import parse_uri
@@ -64,7 +64,7 @@ async def open_export(
     Args:
         address: Where it is, or its URI.
         connections: Connections to use, 1 to 16; None for one. More than one only where the server promises that they
-            see each other's writes, and as many as the server lets in.
+            see each other's writes, and as many as the address allows and the server lets in.
         requests: Most requests in flight on each connection, 1 to 256.
         timeouts: Budgets in seconds.
         contexts: Metadata contexts for `extents` and `block_status`; what the server does not have is left out.
@@ -82,7 +82,8 @@ async def open_export(
     """
     if isinstance(address, str):
         address = parse_uri(address)
-    limits = Limits(connections=connections or 1, requests=requests)
+    connections = min(connections or 1, address.connections or MOST_CONNECTIONS)
+    limits = Limits(connections=connections, requests=requests)
     recipe = Recipe(address, requests=limits.requests, timeouts=timeouts or Timeouts(), contexts=contexts)
     retry = retry or NO_RETRY
     first = await recipe.first(retry)

@@ -35,6 +35,7 @@ def client_context(policy: TlsPolicy) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # TLS 1.2 would let a server ask for a new handshake in the middle, during which nothing can be written.
     context.options |= ssl.OP_NO_RENEGOTIATION
+    context.check_hostname = policy.check_hostname
     if policy.psk_file is not None:
         _believe_key(context, policy.psk_file, policy.psk_identity)
         return context

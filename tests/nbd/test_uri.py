@@ -130,6 +130,7 @@ def test_a_missing_key_file_is_named() -> None:
     [
         TlsPolicy(fingerprint="00" * 32),
         TlsPolicy(ca_text="MIIB"),
+        TlsPolicy(ca_file=Path("/c/ca-cert.pem"), check_hostname=False),
         TlsPolicy(style="direct"),
         TlsPolicy(ca_file=Path("a/other.pem")),
         TlsPolicy(
@@ -141,6 +142,11 @@ def test_a_missing_key_file_is_named() -> None:
 def test_what_no_uri_can_say_is_not_said(policy: TlsPolicy) -> None:
     with pytest.raises(UriError):
         format_uri(ExportAddress(host="host", tls=policy))
+
+
+def test_no_uri_counts_connections() -> None:
+    with pytest.raises(UriError, match="how many connections"):
+        format_uri(ExportAddress(host="host", connections=1))
 
 
 NAMES = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1, max_size=30)

@@ -270,6 +270,8 @@ async def test_several_connections_where_the_server_allows() -> None:
     with nbdkit("memory", "16M") as server:
         async with await open_export(server.uri, connections=4) as export:
             assert await export.connected() == 4
+            async with await open_export(replace(parse_uri(server.uri), connections=2), connections=4) as fewer:
+                assert await fewer.connected() == 2
             content = noise(16 * MiB)
             await asyncio.gather(*(export.write(o, content[o : o + MiB]) for o in range(0, 16 * MiB, MiB)))
             assert await export.flush() is True

@@ -176,7 +176,16 @@ def test_authorities_as_text(certificates: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_another_name_from_the_right_authority(certificates: Path, tmp_path: Path) -> None:
+    policy = TlsPolicy(ca_file=certificates / "ca-cert.pem", check_hostname=False)
+    shake_hands(TlsLayer("peer", client_context(policy), "10.0.0.7"), Server(certificates))
+    with pytest.raises(TlsError, match="certificate"):
+        shake_hands(TlsLayer("peer", client_context(policy), "localhost"), Server(make_certificates(tmp_path)))
+
+
 def test_policies_that_contradict_themselves() -> None:
+    with pytest.raises(UsageError, match="only accepted from authorities that are given"):
+        TlsPolicy(check_hostname=False)
     with pytest.raises(UsageError, match="not both"):
         TlsPolicy(ca_file=Path("a"), ca_text="b")
     with pytest.raises(UsageError, match=r"style 'first' is not known; there are starttls, direct"):
