@@ -18,8 +18,8 @@ PACKAGE = Path(sfasync.__file__).parent
 # From the inside out; a part imports its own ring and those before it. A new module has to be placed here.
 RINGS = (
     {
-        *("_version", "buffers", "errors", "extents", "files", "interfaces", "models", "nbd", "progress", "resolvers"),
-        *("retry", "state", "tasks", "throttle", "tuning", "units", "workers"),
+        *("_version", "buffers", "credentials", "errors", "extents", "files", "interfaces", "models", "nbd"),
+        *("progress", "resolvers", "retry", "state", "tasks", "throttle", "trust", "tuning", "units", "workers"),
     },
     {"pipeline", "platform", "store", "transport"},
     {

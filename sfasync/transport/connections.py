@@ -21,9 +21,9 @@ from ..errors import ConnectError, ConnectionLostError, DeadlineError, ExportErr
 from ..models import ExportAddress, Retry, Timeouts
 from ..retry import Backoff
 from ..tasks import cancelled, run_all
+from ..trust import client_context
 from .connection import Connection
 from .durability import Durability
-from .tls import client_context
 
 _logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from ..errors import printable
 from ..models import ExportAddress, Timeouts
 from ..nbd.handshake import ExportEntry, ExportInfo, Handshake, listing, querying
 from ..nbd.uri import parse_uri
+from ..trust import client_context
 from .negotiation import negotiate
-from .tls import client_context
 
 _T = TypeVar("_T")
 

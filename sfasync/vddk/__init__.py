@@ -24,11 +24,12 @@ from __future__ import annotations
 
 from typing import Final, get_args, overload
 
+from ..credentials import AccessKey, Password
 from ..errors import ArgumentError, SfasyncError, StateError, printable
 from ..interfaces import Buffer, EndpointResolver, ReleasingResolver
 from ..models import NO_RETRY, Limits, Retry, Timeouts, TransportMode
 from ..tasks import first_cause
-from .access import Access, AccessKey, Password
+from .access import Access
 from .handles import SECTOR, Connection, Disk
 from .journal import Journal, Leftover
 

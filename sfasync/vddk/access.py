@@ -4,34 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..credentials import AccessKey, Password
 from ..errors import ArgumentError, UsageError
 from ..interfaces import EndpointResolver
-
-
-@dataclass(frozen=True, slots=True)
-class AccessKey:
-    """A pair of keys, as made on the platform's page of API keys. The secret one is never shown.
-
-    Attributes:
-        access_key: Names the pair.
-        secret_key: Proves it.
-    """
-
-    access_key: str
-    secret_key: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Password:
-    """An account of the platform. The password is never shown.
-
-    Attributes:
-        user: Name of the account.
-        password: Proves it.
-    """
-
-    user: str
-    password: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

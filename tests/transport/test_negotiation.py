@@ -17,7 +17,7 @@ from sfasync.models import ExportAddress, TlsPolicy
 from sfasync.nbd.handshake import ExportInfo, opening
 from sfasync.nbd.uri import parse_uri
 from sfasync.transport.negotiation import negotiate
-from sfasync.transport.tls import client_context
+from sfasync.trust import client_context
 
 from ..support import peer
 from ..support.certificates import make_certificates
