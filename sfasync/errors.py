@@ -16,6 +16,7 @@
     ├── AuthenticationError             authentication   13   credentials, or the rights of their owner
     ├── SourceError                     source           20   the source failed
     │   ├── PlatformError               platform         20   the platform failed or refused
+    │   │   └── CbtExpiredError         cbt-expired      20   changes are tracked anew since the last backup
     │   └── NbdError                    nbd              20
     │       ├── ConnectError            connect          20   no connection: name, address, socket
     │       ├── ExportError             export           20   unknown export, or one we cannot use
@@ -50,6 +51,7 @@ __all__ = [
     "BadBlockError",
     "BusyError",
     "CbtError",
+    "CbtExpiredError",
     "ConnectError",
     "ConnectionLostError",
     "DeadlineError",
@@ -206,9 +208,25 @@ class SourceError(SfasyncError):
 
 
 class PlatformError(SourceError):
-    """A platform failed, refused, or answered what cannot be true."""
+    """A platform failed, refused, or answered what cannot be true.
+
+    Attributes:
+        status: Of HTTP, where the platform speaks it and did answer.
+        reason: The platform's own code of the failure, where it gave one.
+    """
 
     code = "platform"
+
+    def __init__(self, message: str, *, status: int | None = None, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+
+
+class CbtExpiredError(PlatformError):
+    """The platform tracks changes anew since the checkpoint that was asked for: tracking is to be reset."""
+
+    code = "cbt-expired"
 
 
 class NbdError(SourceError):

@@ -1,0 +1,1 @@
+"""Sangfor Cloud Platform: its REST interface, and the flows of backup and restore above it."""

@@ -1,0 +1,87 @@
+"""Asking again: what may be repeated, after how long, and when to give up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from ...errors import PlatformError
+from ...models import Retry
+from ...retry import Backoff
+from .clock import http_date
+from .envelope import refused
+from .http import Answer, InterruptedExchange
+
+BUSY: Final = frozenset({429, 503})
+"""Nothing was done; the same request may be sent again."""
+
+_BROKEN: Final = frozenset({500, 502, 504})
+"""Something may have been done: only reading is repeated."""
+
+PACE: Final = Retry(delay=1.0, max_delay=20.0, jitter=0.5)
+"""How pauses grow between attempts."""
+
+_TRIES: Final = 8
+_BROKEN_TRIES: Final = 3
+
+
+class Patience:
+    """Sends one request until it is answered, within a budget of time and of attempts.
+
+    Args:
+        budget: Seconds to go on for.
+        pace: How pauses grow where the server does not say how long to wait.
+    """
+
+    def __init__(self, budget: float, pace: Retry = PACE) -> None:
+        self._budget = budget
+        self._pace = pace
+        self._connected = False
+
+    async def ask(self, operation: str, method: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
+        """The first answer that does not mean: not now. It may be a refusal.
+
+        A request that may have reached the server is sent again as it is: what writes carries the token by which the
+        platform knows it. Until something was answered, nobody is waited for who cannot be reached.
+
+        Raises:
+            PlatformError: There was no answer.
+        """
+        backoff = Backoff(self._pace, self._budget)
+        for attempt in range(1, _TRIES + 1):
+            try:
+                answer = await send()
+            except InterruptedExchange as error:
+                pause = backoff.next() if error.again and (error.sent or self._connected) else None
+                if pause is None or attempt == _TRIES:
+                    raise PlatformError(f"'{operation}' got no answer from the platform: {error}") from None
+            else:
+                self._connected = True
+                pause = _pause_after(answer, method, attempt, backoff)
+                if pause is None or attempt == _TRIES:
+                    return answer
+            await asyncio.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+
+def _pause_after(answer: Answer, method: str, attempt: int, backoff: Backoff) -> float | None:
+    """Seconds after which the request may be sent again; None if this answer is the one to go by."""
+    refusal = refused(answer)
+    if refusal is None:
+        return None
+    if refusal.status not in BUSY and (refusal.status not in _BROKEN or method != "GET" or attempt >= _BROKEN_TRIES):
+        return None
+    asked = _asked_for(answer)
+    if asked is None:
+        return backoff.next()
+    return asked if asked <= backoff.remaining else None
+
+
+def _asked_for(answer: Answer) -> float | None:
+    """Seconds that the server asks us to wait, by its own clock; None if it does not say."""
+    text = answer.headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdecimal() and len(text) < 10:
+        return float(text)
+    until, now = http_date(text), http_date(answer.headers.get("Date"))
+    return None if until is None or now is None else max(0.0, until - now)

@@ -1,0 +1,94 @@
+"""Tasks of the platform: what was asked for has begun, and is done some time later."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+from ...errors import PlatformError, printable
+from .client import ScpClient
+from .envelope import Refusal
+
+DONE: Final = "finish"
+_FAILED: Final = ("failure", "canceled")
+_PROGRESS_FAILED: Final = -1
+_FIRST_LOOK: Final = 0.25
+_SUBTASKS: Final = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubTask:
+    """A part of a task."""
+
+    status: str | None = None
+    progress: float | None = None
+    description: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entities:
+    """What a task is about."""
+
+    object_id: str | None = None
+    sub_tasks: tuple[SubTask, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A task.
+
+    Attributes:
+        status: ``waiting``, ``doing``, ``finish``, ``failure``, ``canceling``, ``canceled``.
+        progress: Per cent; -2 while it waits, -1 when it has failed.
+        description: What it is, or why it failed.
+        object_id: What it is about.
+    """
+
+    status: str
+    progress: float | None = None
+    action: str | None = None
+    description: str | None = None
+    object_id: str | None = None
+    entities: Entities | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended, and badly."""
+        return self.status in _FAILED or (self.status != DONE and self.progress == _PROGRESS_FAILED)
+
+    @property
+    def reasons(self) -> str:
+        """What the platform says about it and about those of its parts that failed."""
+        parts = (self.entities.sub_tasks if self.entities else None) or ()
+        failed = [part.description for part in parts if part.status in _FAILED][:_SUBTASKS]
+        return "; ".join(text for text in (self.description, *failed) if text)
+
+
+async def wait(client: ScpClient, task_id: str, *, timeout: float, poll: float) -> Task:
+    """The task, when it has ended well. Cancelling leaves it going on.
+
+    Args:
+        client: Asks.
+        task_id: Which.
+        timeout: Seconds that it may take.
+        poll: Seconds between two looks; the first come sooner.
+
+    Raises:
+        CbtExpiredError, PlatformError: It failed, was cancelled, or took longer.
+        AuthenticationError, TlsError: As of `ScpClient.call`.
+    """
+    loop = asyncio.get_running_loop()
+    end = loop.time() + timeout
+    pause = min(_FIRST_LOOK, poll)
+    while True:
+        task = await client.call("task", Task, ids={"task_id": task_id})
+        if task.status == DONE:
+            return task
+        what = printable(task.action or task_id)
+        if task.failed:
+            raise client.failure(f"task '{what}'", Refusal(None, task.status, task.reasons))
+        if loop.time() + pause > end:
+            raise PlatformError(f"task '{what}' is not done after {timeout:g} s; the platform goes on with it")
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, poll)
