@@ -5,6 +5,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SETUP = $(VENV)/setup.stamp
 
+# Without compiled modules every start of the command takes half as long again, and tests start it thousands of times.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo test test-all lint bench bench-compare figures soak fuzz faults docs constraints packages
 
 help:

@@ -65,6 +65,12 @@ def machine(version: str) -> dict[str, object]:
     }
 
 
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
+    """That of this process, but that Python may keep what it compiled, as where packages are installed."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**inherited, "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin", **more}
+
+
 async def _measured(entrant: Entrant, environment: Mapping[str, str], log: Path) -> dict[str, float]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -72,7 +78,7 @@ async def _measured(entrant: Entrant, environment: Mapping[str, str], log: Path)
         _MEASURE,
         log,
         *entrant.command,
-        env={**os.environ, "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin", **environment},
+        env=_environment(environment),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,
