@@ -239,7 +239,17 @@ class Backup:
                 frozen=Frozen(snapshot=view.snapshot_id, checkpoint=disk.checkpoint) if view.snapshot_id else None,
                 doubtful=salvaged.touches if salvaged else None,
             )
-            await self._transfer(disk, source, writer, before, mode, meter)
+            try:
+                await self._transfer(disk, source, writer, before, mode, meter)
+            except IntegrityError as error:
+                if mode == "full":
+                    raise
+                _tell_damaged(disk, error)
+                before = replace(before, lost=None)
+                mode, reasons = _mode(disk, before, request)
+                writer.restart()
+                meter.restart()
+                await self._transfer(disk, source, writer, before, mode, meter)
             await view.check()  # what was read last was still the snapshot's
             root, tree = await writer.finish()
             retries = opened.retries if isinstance(opened, SurveyedSource) else 0
@@ -371,12 +381,16 @@ async def _with_losses(session: BackupSession, disk: SnapshotDisk, before: _Befo
     try:
         lost = await session.lost(before.record)
     except IntegrityError as error:
-        log.warning("disk %r is read as a whole, nothing is kept of the last backup: %s", disk.id, error)
+        _tell_damaged(disk, error)
         return replace(before, lost=None)
     if lost:
         size = sum(extent.length for extent in lost)
         log.warning("disk %r: %d bytes of the last backup are lost in the repository and read again", disk.id, size)
     return replace(before, lost=lost)
+
+
+def _tell_damaged(disk: SnapshotDisk, error: IntegrityError) -> None:
+    log.warning("disk %r is read as a whole, nothing is kept of the last backup: %s", disk.id, error)
 
 
 def _mode(disk: SnapshotDisk, before: _Before, request: BackupRequest) -> tuple[str, tuple[str, ...]]:

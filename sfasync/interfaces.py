@@ -398,6 +398,13 @@ class DiskWriter(ChunkSink, Protocol):
         """
         ...
 
+    def restart(self) -> None:
+        """Begin the disk anew, without a parent, because what it should keep is lost. No call may be under way.
+
+        What is finished from now on is not noted for a later backup; what was noted before stays true.
+        """
+        ...
+
     @property
     def chunk_size(self) -> int: ...
 

@@ -88,6 +88,10 @@ class Meter:
     seconds: dict[str, float] = field(default_factory=lambda: {"memory": 0.0, "read": 0.0, "write": 0.0})
     changed: Callable[[], None] = lambda: None
 
+    def restart(self) -> None:
+        """Begin anew: what was read stays read, and nothing is done any more."""
+        self.zero = self.skipped = self.resumed = self.written = 0
+
     def progress(self) -> DiskProgress:
         return DiskProgress(
             id=self.id,

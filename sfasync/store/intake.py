@@ -74,6 +74,7 @@ class Intake:
         self._unindexed: list[Pack] = []
         self._failure: BaseException | None = None
         self._lines = {class_: _Line(self, store, repository, class_, session, closers) for class_ in PackClass}
+        self._relied_on_meta: set[_Key] = set()
         self.relied_on: set[bytes] = set()
 
     def add(self, kind: BlobKind, name: bytes, data: Buffer) -> Stored:
@@ -95,6 +96,8 @@ class Intake:
                 return Stored(False)
             if pack is not None:
                 self.relied_on.add(pack)
+                if kind != BlobKind.CHUNK:
+                    self._relied_on_meta.add(key)
                 return Stored(False)
             self._own.add(key)  # who meets the same blob now need not store it: should this fail, the session has
         try:
@@ -115,6 +118,11 @@ class Intake:
         with self._lock:
             self.relied_on.add(pack)
         return True
+
+    def may_rely_on(self, kind: BlobKind, name: bytes, raw: int) -> bool:
+        """Whether a blob may be one of those that were found in `relied_on`: of chunks that is not kept."""
+        with self._lock:
+            return kind == BlobKind.CHUNK or (int(kind), name, raw) in self._relied_on_meta
 
     def is_indexed(self, kind: BlobKind, name: bytes, raw: int) -> bool:
         """Whether a blob that was added is durable and in the index by now."""

@@ -6,13 +6,13 @@ pages of a disk are read, and its chunks looked up; none is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from operator import attrgetter
 
 from ..errors import IntegrityError, ObjectMissingError
 from ..models import Extent
-from .blobs import BlobReader, describe
+from .blobs import describe
 from .damage import DAMAGE, is_confined
 from .locator import Locator
 from .names import SESSIONS, parse_session, session_key
@@ -25,6 +25,9 @@ _MOST_LOSSES = 65536
 """Lost ranges of one disk that are worth telling apart."""
 
 _MOST_STRAYS = 64
+
+LoadPage = Callable[[bytes, int], bytes]
+"""Gives the page of a digest and a length in bytes, checked."""
 
 
 def may_be_lost(records: Records, locator: Locator) -> bool:
@@ -62,14 +65,14 @@ def _have_copies(locator: Locator, kind: BlobKind, blobs: Iterable[Blob]) -> boo
     return all(locator.good(kind, {name for name, _ in part}).issuperset(part) for part in some)
 
 
-def lost_ranges(locator: Locator, blobs: BlobReader, geometry: Geometry, root: bytes) -> tuple[Extent, ...]:
+def lost_ranges(locator: Locator, load: LoadPage, geometry: Geometry, root: bytes) -> tuple[Extent, ...]:
     """The ranges of a disk of which no good copy is known, in order, neighbours joined. Blocks.
 
     Raises:
         IntegrityError: A page of it is lost; or so much that nothing is to be gained from the rest.
     """
     ranges: list[Extent] = []
-    for index in _lost_among(locator, blobs, geometry, geometry.depth, 0, [root]):
+    for index in _lost_among(locator, load, geometry, geometry.depth, 0, [root]):
         offset, length = index * geometry.chunk_size, geometry.length(0, index)
         if ranges and ranges[-1].end == offset:
             ranges[-1] = Extent(ranges[-1].offset, ranges[-1].length + length)
@@ -81,12 +84,12 @@ def lost_ranges(locator: Locator, blobs: BlobReader, geometry: Geometry, root: b
 
 
 def _lost_among(
-    locator: Locator, blobs: BlobReader, geometry: Geometry, level: int, first: int, digests: Sequence[bytes]
+    locator: Locator, load: LoadPage, geometry: Geometry, level: int, first: int, digests: Sequence[bytes]
 ) -> Iterator[int]:
     """The lost chunks below adjacent nodes of a level, which are 128 at most.
 
     Args:
-        locator, blobs, geometry: As of `lost_ranges`.
+        locator, load, geometry: As of `lost_ranges`.
         level: Of these nodes.
         first: The index of the first of them.
         digests: Their digests.
@@ -99,8 +102,8 @@ def _lost_among(
         length = geometry.children(level, index) * DIGEST if level else geometry.length(0, index)
         if (digest, length) in good:
             if level:
-                page = split_page(blobs.read(BlobKind.PAGE, digest, length))
-                yield from _lost_among(locator, blobs, geometry, level - 1, index * FANOUT, page)
+                page = split_page(load(digest, length))
+                yield from _lost_among(locator, load, geometry, level - 1, index * FANOUT, page)
         elif level:
             raise IntegrityError(f"{describe(kind, digest)} has no good copy")
         else:

@@ -39,13 +39,13 @@ from .blobs import BlobReader
 from .cache import Location
 from .codec import as_stored, encode_record
 from .damage import is_lasting
-from .disk import open_tree
 from .intake import Intake
 from .journal import JournalWriter
 from .locator import Locator, usable_packs
 from .losses import lost_ranges, may_be_lost
 from .names import LAST_SEQ, JournalPlace, Numbered, end_key, journal_key, pack_key, session_key, vm_name
 from .packs import Blob
+from .pages import TreeReader
 from .quarantine import BadBlob, BadObject, put_quarantine
 from .records import Records
 from .resume import Interrupted
@@ -269,7 +269,7 @@ class Session:
         writer = self._writers[disk_id] = ChunkWriter(
             disk_id,
             Geometry(size, self._chunk_size),
-            parent=open_tree(parent, self._chunk_size, self._blobs) if parent else None,
+            parent=self._tree_of(parent) if parent else None,
             intake=self._intake,
             workers=self._workers,
             notes=self._noting().disk(disk_id, size, frozen) if frozen else None,
@@ -283,7 +283,8 @@ class Session:
         if not self._is_impaired:
             return ()
         geometry = Geometry(disk.size, self._chunk_size)
-        return await self._workers.run(lost_ranges, self._locator, self._blobs, geometry, bytes.fromhex(disk.root))
+        root = bytes.fromhex(disk.root)
+        return await self._workers.run(lost_ranges, self._locator, self._page_of_parent, geometry, root)
 
     async def checkpoint(self) -> float:
         """As of `BackupSession`. Raises nothing: what fails here fails what comes next."""
@@ -436,10 +437,26 @@ class Session:
         self._locator.sync()
         for record in self._locator.quarantines() - self._known_damage:
             for pack, kind, name, raw in self._locator.bad_copies(record):
-                if pack in relied_on and (kind is None or self._locator.usable(kind, name, raw) is None):
+                if pack in relied_on and (kind is None or self._is_missing(kind, name, raw)):
                     raise StorageError(
                         f"{pack_key(pack)}, which this backup relied on, was found damaged meanwhile; run it again"
                     )
+
+    def _is_missing(self, kind: BlobKind, name: bytes, raw: int) -> bool:
+        """Whether this backup may need a blob that has no good copy any more."""
+        return self._intake.may_rely_on(kind, name, raw) and self._locator.usable(kind, name, raw) is None
+
+    def _tree_of(self, disk: DiskRecord) -> TreeReader:
+        return TreeReader(Geometry(disk.size, self._chunk_size), bytes.fromhex(disk.root), self._page_of_parent)
+
+    def _page_of_parent(self, digest: bytes, length: int) -> bytes:
+        """A page; one on a bad sector is as lost as a damaged one."""
+        try:
+            return self._blobs.read(BlobKind.PAGE, digest, length)
+        except StorageError as error:
+            if not is_lasting(error):
+                raise
+            raise IntegrityError(str(error), path=error.path) from error
 
     def _put_away(self, location: Location, blob: Blob, error: IntegrityError | StorageError) -> None:
         """Put a copy that was found bad in quarantine: this backup, or the next one, must not rely on it."""

@@ -56,12 +56,16 @@ class ChunkWriter:
         self._remains = remains
         self._doubtful = doubtful
         self._lock = threading.Lock()  # of the builder and of what is counted
-        self._builder = PageBuilder(geometry, self._store_page)
         self._zeros: deque[tuple[int, int]] = deque()  # ranges that the builder has not been told of
-        self._bytes_zero = self._bytes_kept = self._bytes_new = self._bytes_duplicate = self._bytes_stored = 0
+        self._bytes_stored = 0
         self._seal_seconds = 0.0
         self._store_seconds = 0.0
         self.result: tuple[str, str] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._builder = PageBuilder(self._geometry, self._store_page)
+        self._bytes_zero = self._bytes_kept = self._bytes_new = self._bytes_duplicate = 0
 
     def __repr__(self) -> str:
         return f"<ChunkWriter {self._id!r}, {self._geometry.size} bytes>"
@@ -138,6 +142,12 @@ class ChunkWriter:
         if self._remains is None:
             return []
         return await self._workers.run_to_end(self._adopt, offset, length, self._remains)
+
+    def restart(self) -> None:
+        """As of `DiskWriter`. What was stored is stored, and found again."""
+        self._parent = self._notes = None
+        self._zeros.clear()
+        self._begin()
 
     async def flush(self) -> bool:
         """Nothing is durable before the session commits: False."""

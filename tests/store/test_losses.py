@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sfasync import Engine, Repository, StorageError
-from sfasync.errors import CbtError, IntegrityError
+from sfasync import Engine, Progress, Repository, StorageError
+from sfasync.errors import CbtError, SourceError
 from sfasync.models import Frozen, Manifest
 from sfasync.store.names import index_key, pack_key
 from sfasync.store.quarantine import BadObject, put_quarantine
 from sfasync.store.seal import BlobKind
 
 from ..support.memory import MemoryDisk
-from ..support.tracking import TrackingPlatform
+from ..support.tracking import TrackedSnapshotDisk, TrackingPlatform
 from .support import CHUNK, back_up, files, flip, manifest_of, noise, read_disk, write_disk
 
 SIZE = 130 * CHUNK + 512
@@ -113,19 +116,91 @@ async def test_a_lost_page_makes_the_disk_full(
     assert (await back_up_vm(engine, platform, repository)).disks[0].mode == "incremental"
 
 
-async def test_a_page_that_turns_out_damaged_ends_one_backup_and_the_next_heals_it(
+def rot(monkeypatch: pytest.MonkeyPatch, path: Path, offset: int, length: int) -> None:
+    """Flip a bit."""
+    flip(path, offset + length // 2)
+
+
+def wear_out(monkeypatch: pytest.MonkeyPatch, path: Path, offset: int, length: int) -> None:
+    """Let the device fail where a blob is."""
+    pack, preadv = path.stat().st_ino, os.preadv
+
+    def failing(fd: int, buffers: list[memoryview], start: int) -> int:
+        if os.fstat(fd).st_ino == pack and start == offset:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return preadv(fd, buffers, start)
+
+    monkeypatch.setattr(os, "preadv", failing)
+
+
+@pytest.mark.parametrize("harm", [rot, wear_out])
+async def test_a_page_that_turns_out_damaged_makes_the_disk_full(
+    engine: Engine,
+    repository: Repository,
+    place: Path,
+    platform: TrackingPlatform,
+    monkeypatch: pytest.MonkeyPatch,
+    harm: Callable[[pytest.MonkeyPatch, Path, int, int], None],
+) -> None:
+    """Nobody has verified. The page is needed because one chunk below it has changed; another one serves on."""
+    first = await back_up_vm(engine, platform, repository)
+    harm(monkeypatch, *pack_of(repository, place, first, 1, 1))
+    platform.vm_disks["vda"].write(129 * CHUNK, b"new")
+    seen: list[Progress] = []
+    result = await engine.backup_vm("web-01", platform=platform, progress=seen.append)
+    second = await repository.find(result.id)
+    (disk,) = second.disks
+    assert (disk.mode, disk.reasons) == ("full", ("parent-damaged",))
+    counted = disk.statistics
+    assert (counted.bytes_skipped, counted.bytes_new + counted.bytes_duplicate + counted.bytes_zero) == (0, SIZE)
+    assert (seen[-1].done, await repository.unfinished()) == (SIZE, [])
+    assert await read_disk(repository, second, "vda") == bytes(platform.vm_disks["vda"].content)
+    problems = (await engine.verify(data=True)).problems
+    assert [problem.backups for problem in problems] == [(first.id,)], "what the page said of the old chunk is gone"
+    assert (await back_up_vm(engine, platform, repository)).disks[0].mode == "incremental"
+
+
+async def test_a_page_that_turns_out_damaged_ends_a_backup_that_must_not_be_full(
     engine: Engine, repository: Repository, place: Path, platform: TrackingPlatform
 ) -> None:
-    """Nobody has verified. The page is needed because one chunk below it has changed."""
     first = await back_up_vm(engine, platform, repository)
     damage(repository, place, first, 1, 1)
     platform.vm_disks["vda"].write(129 * CHUNK, b"new")
-    with pytest.raises(IntegrityError, match="page"):
+    with pytest.raises(CbtError, match="parent-damaged"):
+        await back_up_vm(engine, platform, repository, mode="incremental")
+
+
+async def test_a_backup_that_began_a_disk_anew_is_gone_on_from(
+    engine: Engine,
+    repository: Repository,
+    place: Path,
+    platform: TrackingPlatform,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it had finished before that counts, at most the two chunks that have changed; the rest is read again."""
+    first = await back_up_vm(engine, platform, repository)
+    damage(repository, place, first, 1, 1)
+    for changed in (0, 129):
+        platform.vm_disks["vda"].write(changed * CHUNK, b"new")
+    freeze = platform._freeze
+
+    def freeze_badly(*arguments: Any) -> TrackedSnapshotDisk:
+        disk = freeze(*arguments)
+        disk.address.bad.add(130 * CHUNK)  # it is read only if all is read
+        return disk
+
+    monkeypatch.setattr(platform, "_freeze", freeze_badly)
+    with pytest.raises(SourceError, match="cannot read"):
         await back_up_vm(engine, platform, repository)
-    second = await back_up_vm(engine, platform, repository)
-    assert "parent-damaged" in second.disks[0].reasons
+    noted = sum(unfinished.bytes_journaled for unfinished in await repository.unfinished())
+    assert noted <= 2 * CHUNK
+    for (disk,) in platform.kept.values():
+        disk.address.bad.clear()
+    result = await engine.backup_vm("web-01", platform=platform)
+    assert result.bytes_resumed == noted
+    second = await repository.find(result.id)
+    assert second.disks[0].reasons[0] == "parent-damaged"
     assert await read_disk(repository, second, "vda") == bytes(platform.vm_disks["vda"].content)
-    assert (await engine.verify(data=True)).ok is False, "the chunk that changed is good, the page above it is gone"
 
 
 async def test_a_missing_pack_counts_before_anybody_verifies(
