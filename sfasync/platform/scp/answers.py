@@ -338,6 +338,7 @@ def snapshot_details(raw: msgspec.Raw, operation: str) -> SnapshotDetails:
     if "vmconf" not in members:
         raise malformed(operation, "there is no vmconf")
     config = bytes(members["vmconf"])
+    decoded(config, object, operation)  # all of it: it is kept, and read long after
     conf = _named(decoded(config, dict[str, msgspec.Raw], operation))
     hardware = _members(conf.get("hardwareoption"), operation)
     advanced = _members(conf.get("advancedoption"), operation)

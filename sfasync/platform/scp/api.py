@@ -14,7 +14,6 @@ import msgspec
 
 from ...errors import BusyError, PlatformError, UsageError
 from ...models import Retry
-from . import tasks
 from .answers import (
     Az,
     CbtStatus,
@@ -36,6 +35,7 @@ from .envelope import malformed
 from .paths import answered_id, checked_id
 from .patience import PACE
 from .settings import ScpSettings
+from .tasks import Task, wait
 
 CbtChange: TypeAlias = Literal["enable", "disable", "reset"]
 ResourceKind: TypeAlias = Literal["backup", "restore"]
@@ -82,19 +82,21 @@ class ScpApi:
     ) -> None:
         await self._client.__aexit__(kind, error, trace)
 
-    async def wait(self, task_id: str | None, timeout: float | None = None) -> None:
-        """Wait until a task has ended well. Cancelling leaves it going on.
+    async def wait(self, task_id: str | None, timeout: float | None = None) -> Task | None:
+        """The task, when it has ended well. Cancelling leaves it going on.
 
         Args:
-            task_id: Which; None returns at once.
+            task_id: Which; for None there is nothing to wait for.
             timeout: Seconds that it may take; None for what the settings say.
 
         Raises:
             CbtExpiredError, PlatformError: It failed, was cancelled, or took longer.
         """
-        if task_id is not None:
-            timeouts = self._settings.timeouts
-            await tasks.wait(self._client, task_id, timeout=timeout or timeouts.task, poll=timeouts.poll)
+        if task_id is None:
+            return None
+        timeouts = self._settings.timeouts
+        limit = timeouts.task if timeout is None else timeout
+        return await wait(self._client, task_id, timeout=limit, poll=timeouts.poll)
 
     # --- the platform and what it manages ----------------------------------------------------------------------------
 
@@ -133,7 +135,7 @@ class ScpApi:
         """One VM."""
         return await self._client.call("server", Server, ids={"server_id": server_id})
 
-    async def create_server(self, config: Mapping[str, Any]) -> Created:
+    async def create_server_from_config(self, config: Mapping[str, Any]) -> Created:
         """Make a VM from a configuration: that of a snapshot's details, with ``az_id``. It stays off."""
         started = await self._client.change("server-create", body=config)
         return Created(_optional("server_id", started.uuid), started.task_id)
@@ -176,7 +178,9 @@ class ScpApi:
         ids, body = {"server_id": server_id}, {"name": name, "description": description}
         try:
             started = await self._client.change("snapshot-create", ids=ids, body=body)
-        except BusyError:
+        except (BusyError, PlatformError) as error:
+            if isinstance(error, PlatformError) and error.status != 429:
+                raise
             # Perhaps it was made by a request whose answer was lost: there is only one of this name.
             for snapshot in await self.snapshots(server_id):
                 if snapshot.name == name:

@@ -92,7 +92,7 @@ class ScpClient:
         self._settings = settings
         self._redactor = Redactor()
         self._clock = ServerClock()
-        self._paths = Paths(settings.paths, encode_colon=settings.dialect.encode_colon)
+        self._paths = Paths(settings.paths, hci=settings.product == "hci", encode_colon=settings.dialect.encode_colon)
         self._patience = Patience(settings.timeouts.retry, pace)
         self._server = Server(settings.origin, platform_context(settings), settings.hostname, settings.timeouts)
         self._authorizer = self._authorized()

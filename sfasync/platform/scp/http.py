@@ -16,6 +16,7 @@ from typing import Final
 
 import httpx2
 
+from ..._version import VERSION
 from ...errors import TlsError, printable
 from ...units import MiB
 from .settings import ScpTimeouts
@@ -24,6 +25,11 @@ MAX_BODY: Final = 16 * MiB
 """Bytes of an answer."""
 
 _CONNECTIONS: Final = 8
+_HEADERS: Final = {
+    "Accept": "application/json",
+    "Accept-Encoding": "identity",
+    "User-Agent": f"sfasync/{VERSION}",
+}
 _NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
 
@@ -115,7 +121,7 @@ class Server:
         request = httpx2.Request(
             method,
             self._origin.copy_with(raw_path=target.encode("ascii")),
-            headers={"Accept": "application/json", "Accept-Encoding": "identity", **headers},
+            headers={**_HEADERS, **headers},
             content=body,
             extensions=self._extensions,
         )
@@ -166,7 +172,7 @@ def _tls_reason(error: BaseException) -> str | None:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"the server's certificate is not accepted: {printable(cause.verify_message or str(cause))}"
+            return f"the server's certificate is not accepted: {printable(cause.verify_message)}"
         if isinstance(cause, ssl.SSLError):
             return f"TLS failed: {printable((cause.reason or str(cause)).replace('_', ' ').lower())}"
         cause = cause.__cause__ or cause.__context__

@@ -99,6 +99,15 @@ OPERATIONS: Final[Mapping[str, Operation]] = MappingProxyType(
     }
 )
 
+HCI: Final[Mapping[str, Operation]] = MappingProxyType(
+    {
+        "snapshot": _get("/hci/vt/api/v1/snapshots/{snapshot_id}"),
+        "storage-attach": _post("/hci/vt/api/v1/datastores/actions/attachnfs"),
+        "rebase": _post("/hci/vt/api/v1/vms/{server_id}/actions/rebasebackingfile"),
+    }
+)
+"""What is known of a cluster that is asked without the platform above it: hardly anything, and not how to log in."""
+
 _FIELD = re.compile(r"\{([a-z_]+)\}")
 _TEMPLATE = re.compile(r"(/([A-Za-z0-9._~-]+|\{[a-z_]+\}))+")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:-]{0,199}")
@@ -113,17 +122,27 @@ def check_overrides(overrides: Mapping[str, str]) -> None:
     for name, path in overrides.items():
         if name not in OPERATIONS:
             raise UsageError(f"there is no operation '{printable(name)}'; there are {', '.join(sorted(OPERATIONS))}")
-        needed = set(_FIELD.findall(OPERATIONS[name].paths[0]))
-        if not _TEMPLATE.fullmatch(path) or "/.." in path or set(_FIELD.findall(path)) != needed:
-            ids = " and ".join(f"{{{field}}}" for field in sorted(needed)) or "no id"
-            raise UsageError(f"the path of '{name}', '{printable(path)}', must begin with / and have {ids} in it")
+        ids = _FIELD.findall(OPERATIONS[name].paths[0])
+        given = _FIELD.findall(path)
+        # The last id is what the operation is about; a platform may find the others by it.
+        if not _TEMPLATE.fullmatch(path) or "/.." in path or not set(ids[-1:]) <= set(given) <= set(ids):
+            needed = f"{{{ids[-1]}}} in it" if ids else "no id in it"
+            raise UsageError(f"the path of '{name}', '{printable(path)}', must begin with / and have {needed}")
 
 
 class Paths:
-    """The paths of one platform; remembers which of several was there."""
+    """The paths of one platform; remembers which of several was there.
 
-    def __init__(self, overrides: Mapping[str, str], *, encode_colon: bool = False) -> None:
-        self._found = {name: (path,) for name, path in overrides.items()}
+    Args:
+        overrides: Paths to use instead, by operation.
+        hci: Whether it is a cluster, and not the platform above it.
+        encode_colon: Whether a colon in an id is sent as ``%3A``.
+    """
+
+    def __init__(self, overrides: Mapping[str, str], *, hci: bool = False, encode_colon: bool = False) -> None:
+        known = HCI if hci else OPERATIONS
+        self._paths = {name: operation.paths for name, operation in known.items()}
+        self._paths.update((name, (path,)) for name, path in overrides.items())
         self._safe = "@" if encode_colon else "@:"
 
     def method(self, operation: str) -> str:
@@ -131,12 +150,22 @@ class Paths:
         return OPERATIONS[operation].method
 
     def candidates(self, operation: str) -> tuple[str, ...]:
-        """Templates to try, in order."""
-        return self._found.get(operation) or OPERATIONS[operation].paths
+        """Templates to try, in order.
+
+        Raises:
+            PlatformError: It is not known where the operation is.
+        """
+        try:
+            return self._paths[operation]
+        except KeyError:
+            raise PlatformError(
+                f"'{operation}' is not supported on this platform: no document says where it is; if you know, give its"
+                " path in the settings"
+            ) from None
 
     def found(self, operation: str, template: str) -> None:
         """A path answered: from now on it is the one, and a 404 of it means what it says."""
-        self._found[operation] = (template,)
+        self._paths[operation] = (template,)
 
     def fill(self, template: str, ids: Mapping[str, str]) -> str:
         """The path with its ids, as it goes on the wire.

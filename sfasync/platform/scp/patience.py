@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -12,6 +13,8 @@ from ...retry import Backoff
 from .clock import http_date
 from .envelope import refused
 from .http import Answer, InterruptedExchange
+
+_log = logging.getLogger(__name__)
 
 BUSY: Final = frozenset({429, 503})
 """Nothing was done; the same request may be sent again."""
@@ -61,6 +64,7 @@ class Patience:
                 pause = _pause_after(answer, method, attempt, backoff)
                 if pause is None or attempt == _TRIES:
                     return answer
+            _log.info("asking the platform for '%s' again in %.1f s", operation, pause)
             await asyncio.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
@@ -72,13 +76,13 @@ def _pause_after(answer: Answer, method: str, attempt: int, backoff: Backoff) ->
         return None
     if refusal.status not in BUSY and (refusal.status not in _BROKEN or method != "GET" or attempt >= _BROKEN_TRIES):
         return None
-    asked = _asked_for(answer)
+    asked = asked_for(answer)
     if asked is None:
         return backoff.next()
     return asked if asked <= backoff.remaining else None
 
 
-def _asked_for(answer: Answer) -> float | None:
+def asked_for(answer: Answer) -> float | None:
     """Seconds that the server asks us to wait, by its own clock; None if it does not say."""
     text = answer.headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdecimal() and len(text) < 10:

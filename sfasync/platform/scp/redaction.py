@@ -9,11 +9,13 @@ from typing import Final
 from urllib.parse import quote
 
 _HIDDEN: Final = "***"
+_LIMIT: Final = 1 << 16
+"""Characters that are looked through."""
 
 # What belongs to others, or to an earlier login: it is known by what stands before it.
 _MARKED = re.compile(
     r"""(?ix)
-    ( \btoken\s+ | \bsignature= | \bcredential=
+    ( \btoken\s+(?=\S{16}) | \bsignature= | \bcredential=
     | ["']?\b(?:password|passwd|secret(?:_key)?|x-auth-token|acmpauthtoken|ticket)["']?\s*[:=]\s*["']? )
     [^\s"',;&}<>]+
     """
@@ -43,7 +45,13 @@ class Redactor:
         self._secrets.update(dict.fromkeys(spelling for spelling in spellings if spelling))
 
     def clean(self, text: str) -> str:
-        """The text without secrets. Longer ones go first: one may be part of another."""
-        for secret in sorted(self._secrets, key=len, reverse=True):
-            text = text.replace(secret, _HIDDEN)
-        return _MARKED.sub(rf"\1{_HIDDEN}", text)
+        """The text without secrets, at most its first 65536 characters. Longer secrets go first: one may hold another.
+
+        Of a text that was cut, as much is left out at the end as a secret might have that the cut went through.
+        """
+        spellings = sorted(self._secrets, key=len, reverse=True)
+        cleaned = text[:_LIMIT]
+        for secret in spellings:
+            cleaned = cleaned.replace(secret, _HIDDEN)
+        cleaned = _MARKED.sub(rf"\1{_HIDDEN}", cleaned)
+        return cleaned if len(text) <= _LIMIT or not spellings else cleaned[: -len(spellings[0])]

@@ -24,7 +24,10 @@ Variant: TypeAlias = Literal["v1", "v2", "v3", "v4", "v6"]
 Padding: TypeAlias = Literal["pkcs1", "oaep-sha1", "oaep-sha256"]
 """How a password is encrypted for the login."""
 
-_ORIGIN = re.compile(r"https://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:([0-9]{1,5}))?/?")
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_ORIGIN = re.compile(
+    rf"https://(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|{_LABEL}(?:\.{_LABEL})*)(?::(?P<port>[0-9]{{1,5}}))?/?"
+)
 _WORD = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -148,6 +151,7 @@ class ScpSettings:
 
     Attributes:
         url: Where its REST interface is: ``https://scp.example`` or ``https://scp.example:4430``.
+        product: The platform, or a cluster that is asked without it, of which hardly anything is public.
         credentials: Ours.
         ca_file: Certificates (PEM) of the authorities to believe; None for those of the system.
         fingerprint: SHA-256 of the platform's certificate in hex; given alone, it is all that is checked, with
@@ -169,6 +173,7 @@ class ScpSettings:
     """
 
     url: str
+    product: Literal["scp", "hci"] = "scp"
     credentials: Credentials | None = None
     ca_file: Path | None = None
     fingerprint: str | None = None
@@ -189,9 +194,9 @@ class ScpSettings:
     disks_per_host: int = 16
 
     def __post_init__(self) -> None:
-        match = _ORIGIN.fullmatch(self.url)
-        if match is None or not 0 < int(match[3] or 443) < 65536:
+        if not _is_origin(self.url):
             raise UsageError(f"'{printable(_without_user(self.url))}' is no address of a platform: https://HOST[:PORT]")
+        _known("product", self.product, ("scp", "hci"))
         check_overrides(self.paths)
         for name, low, high in (
             ("page_size", 1, 100),
@@ -212,6 +217,17 @@ class ScpSettings:
 def _known(what: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise UsageError(f"{what} '{printable(value)}' is not known; there are {', '.join(known)}")
+
+
+def _is_origin(url: str) -> bool:
+    match = _ORIGIN.fullmatch(url)
+    if match is None or not 0 < int(match["port"] or 443) < 65536:
+        return False
+    try:
+        ipaddress.IPv6Address(match["address"] or "::")
+    except ValueError:
+        return False
+    return True
 
 
 def _without_user(url: str) -> str:

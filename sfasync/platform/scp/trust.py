@@ -11,6 +11,12 @@ from ...trust import client_context, pinned
 from .settings import ScpSettings
 
 
+class AnotherCertificateError(ssl.SSLCertVerificationError):
+    """The server is not the one that was pinned."""
+
+    verify_message = "it has another fingerprint than the one pinned"
+
+
 def platform_context(settings: ScpSettings) -> ssl.SSLContext:
     """The context for connections to the platform. Reads the file of authorities; blocks for that.
 
@@ -39,6 +45,6 @@ def _pinned_object(fingerprint: str) -> type[ssl.SSLObject]:
             super().do_handshake()
             certificate: Any = self.getpeercert(binary_form=True)
             if certificate is None or hashlib.sha256(certificate).hexdigest() != fingerprint:
-                raise ssl.SSLCertVerificationError("it has another fingerprint than the one pinned")
+                raise AnotherCertificateError
 
     return PinnedObject

@@ -67,12 +67,14 @@ class Reply:
         body: Sent as it is.
         status: Of HTTP.
         headers: Besides the length.
+        times: How often the body is repeated.
         raw: Sent instead of everything else; then the connection is closed.
     """
 
     body: bytes = b""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
+    times: int = 1
     raw: bytes | None = None
 
 
@@ -163,8 +165,8 @@ class FakePlatform:
         line = head.split(b"\r\n", 1)[0].decode()
         method, target, _ = line.split(" ")
         path, _, query = target.partition("?")
-        length = re.search(rb"\r\ncontent-length: ([0-9]+)", head, re.IGNORECASE)
-        body = await reader.readexactly(int(length[1])) if length else b""
+        told = re.search(rb"\r\nContent-Length: ([0-9]+)", head)
+        body = await reader.readexactly(int(told[1])) if told else b""
         request = Request(method, path, {k: v[0] for k, v in parse_qs(query).items()}, head, body)
         self.requests.append(request)
         handler = self.handlers.get(f"{method} {path}")
@@ -175,16 +177,25 @@ class FakePlatform:
             writer.write(reply.raw)
             await writer.drain()
             return False
-        headers = {"Content-Length": str(len(reply.body)), **reply.headers}
+        length = {} if "Transfer-Encoding" in reply.headers else {"Content-Length": str(len(reply.body) * reply.times)}
+        headers = {**length, **reply.headers}
         said = f"HTTP/1.1 {reply.status} Said\r\n" + "".join(f"{k}: {v}\r\n" for k, v in headers.items())
-        writer.write(said.encode() + b"\r\n" + reply.body)
-        await writer.drain()
+        writer.write(said.encode() + b"\r\n")
+        for _ in range(reply.times):
+            writer.write(reply.body)
+            await writer.drain()
         return True
 
     async def stop_talking(self) -> None:
         for task in tuple(self._talks):
             task.cancel()
         await asyncio.gather(*self._talks, return_exceptions=True)
+
+
+async def silence(request: Request) -> Reply:
+    """No answer, ever."""
+    await asyncio.Event().wait()
+    raise AssertionError("it is cancelled")
 
 
 @asynccontextmanager
