@@ -135,9 +135,14 @@ class ScpApi:
         """One VM."""
         return await self._client.call("server", Server, ids={"server_id": server_id})
 
-    async def create_server_from_config(self, config: Mapping[str, Any]) -> Created:
-        """Make a VM from a configuration: that of a snapshot's details, with ``az_id``. It stays off."""
-        started = await self._client.change("server-create", body=config)
+    async def create_server_from_config(self, config: Mapping[str, Any], *, token: str | None = None) -> Created:
+        """Make a VM from a configuration: that of a snapshot's details, with ``az_id``. It stays off.
+
+        Args:
+            config: The configuration.
+            token: As of `create_snapshot`.
+        """
+        started = await self._client.change("server-create", body=config, token=token)
         return Created(_optional("server_id", started.uuid), started.task_id)
 
     async def edit_server(self, server_id: str, config: Mapping[str, Any]) -> str | None:
@@ -160,13 +165,16 @@ class ScpApi:
         """The snapshots of a VM."""
         return await self._client.listing("snapshots", Snapshot, ids={"server_id": server_id})
 
-    async def create_snapshot(self, server_id: str, name: str, description: str = "") -> Created:
+    async def create_snapshot(
+        self, server_id: str, name: str, description: str = "", *, token: str | None = None
+    ) -> Created:
         """Freeze a VM.
 
         Args:
             server_id: Which.
             name: 1 to 90 characters that no other snapshot of the VM has, and not ``current``.
             description: At most 90 characters.
+            token: With which the same call, made again within 15 minutes, makes nothing new.
 
         Raises:
             UsageError: The name or the description cannot be used.
@@ -177,7 +185,7 @@ class ScpApi:
             )
         ids, body = {"server_id": server_id}, {"name": name, "description": description}
         try:
-            started = await self._client.change("snapshot-create", ids=ids, body=body)
+            started = await self._client.change("snapshot-create", ids=ids, body=body, token=token)
         except (BusyError, PlatformError) as error:
             if isinstance(error, PlatformError) and error.status != 429:
                 raise
@@ -240,7 +248,13 @@ class ScpApi:
         return await self._client.call("resource-supports", Supports, query=query)
 
     async def create_resource(
-        self, server_id: str, kind: ResourceKind, lock_time: int, host_id: str | None = None
+        self,
+        server_id: str,
+        kind: ResourceKind,
+        lock_time: int,
+        host_id: str | None = None,
+        *,
+        token: str | None = None,
     ) -> Created:
         """Lease a VM for a backup or a restore: while the lease lasts, its disks are served.
 
@@ -249,6 +263,7 @@ class ScpApi:
             kind: What for.
             lock_time: Seconds, 60 to 7200.
             host_id: The host that should serve the disks, from 6.11.3 on; None to leave that to the platform.
+            token: As of `create_snapshot`.
         """
         dialect = self._settings.dialect
         body: dict[str, Any] = {
@@ -258,7 +273,7 @@ class ScpApi:
         }
         if host_id is not None:
             body["host_id"] = checked_id("host_id", host_id)
-        started = await self._client.change("resource-create", body=body)
+        started = await self._client.change("resource-create", body=body, token=token)
         if started.resource_id is None:
             raise malformed("resource-create", "there is no resource_id")
         return Created(answered_id("resource_id", started.resource_id), started.task_id)

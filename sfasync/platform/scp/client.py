@@ -144,14 +144,23 @@ class ScpClient:
         ids: Mapping[str, str] | None = None,
         query: Query | None = None,
         body: object = None,
+        token: str | None = None,
     ) -> Started:
         """Ask for a change. Cancelling leaves open whether it was made.
+
+        Args:
+            operation: A name of `paths.OPERATIONS`.
+            ids: What stands in the path.
+            query: What stands behind it.
+            body: What is sent, as JSON.
+            token: By which the platform knows the same request, for 15 minutes, also when it is made again by another
+                call or process; None for one of this call alone.
 
         Raises:
             PlatformError, AuthenticationError, BusyError, TlsError, UsageError: As `call`.
         """
         packed = b"" if body is None else msgspec.json.encode(body)
-        answer = await self._ask(operation, ids or {}, query or {}, packed, "application/json")
+        answer = await self._ask(operation, ids or {}, query or {}, packed, "application/json", token)
         if not answer.body.strip():
             return Started()
         raw = data(answer, msgspec.Raw, operation)
@@ -263,13 +272,19 @@ class ScpClient:
     # --- one call ----------------------------------------------------------------------------------------------------
 
     async def _ask(
-        self, operation: str, ids: Mapping[str, str], query: Query, body: bytes = b"", content_type: str = ""
+        self,
+        operation: str,
+        ids: Mapping[str, str],
+        query: Query,
+        body: bytes = b"",
+        content_type: str = "",
+        token: str | None = None,
     ) -> Answer:
         """An answer that is no refusal, from the first path that is there."""
         *others, last = self._paths.candidates(operation)
         for template in (*others, last):
             target = self._paths.fill(template, ids) + _query(query)
-            answer, repeated = await self._sent(operation, target, body, content_type)
+            answer, repeated = await self._sent(operation, target, body, content_type, token)
             refusal = refused(answer)
             if refusal is None:
                 self._paths.found(operation, template)
@@ -281,12 +296,16 @@ class ScpClient:
             return Answer(204, {}, b"")  # done by a request whose answer was lost
         raise self.failure(operation, refusal)
 
-    async def _sent(self, operation: str, target: str, body: bytes, content_type: str) -> tuple[Answer, bool]:
+    async def _sent(
+        self, operation: str, target: str, body: bytes, content_type: str, token: str | None
+    ) -> tuple[Answer, bool]:
         """The answer, and whether the request was sent more than once."""
         method = self._paths.method(operation)
         headers = {"Content-Type": content_type} if body else {}
         if method in ("POST", "PUT"):
-            headers["X-Client-Token"] = str(uuid.uuid4())  # by which a repeated request is known, for 15 minutes
+            headers["X-Client-Token"] = token or str(
+                uuid.uuid4()
+            )  # by which a repeated request is known, for 15 minutes
         times = 0
 
         async def send() -> Answer:
