@@ -38,7 +38,7 @@ def _flat(failures: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     return flat
 
 
-async def finish(coroutine: Coroutine[Any, Any, _T], deadline: float) -> _T:
+async def finish(coroutine: Coroutine[Any, Any, _T], deadline: float, *, hurried: float | None = None) -> _T:
     """The result of a clean-up that must run to its end although the caller is being cancelled.
 
     A cancellation that arrives meanwhile is raised when the coroutine has ended. A second one shortens the time left to
@@ -47,6 +47,7 @@ async def finish(coroutine: Coroutine[Any, Any, _T], deadline: float) -> _T:
     Args:
         coroutine: What has to be done.
         deadline: Seconds after which it is cancelled itself.
+        hurried: Seconds that a cancellation leaves it at most; None to leave it the deadline.
 
     Raises:
         TimeoutError: It took longer and was cancelled.
@@ -59,8 +60,9 @@ async def finish(coroutine: Coroutine[Any, Any, _T], deadline: float) -> _T:
         try:
             await asyncio.wait({task}, timeout=end - loop.time())
         except asyncio.CancelledError as cancellation:
-            if interrupted is not None:
-                end = min(end, loop.time() + 0.5)
+            left = hurried if interrupted is None else 0.5
+            if left is not None:
+                end = min(end, loop.time() + left)
             interrupted = interrupted or cancellation
     timed_out = not task.done()
     if timed_out:

@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias, get_args
 
 from ...credentials import Credentials
 from ...errors import UsageError, printable
-from ...models import TlsStyle
+from ...models import TlsStyle, TransportMode
 from .paths import check_overrides
 
 Variant: TypeAlias = Literal["v1", "v2", "v3", "v4", "v6"]
@@ -165,9 +165,11 @@ class ScpSettings:
         lease_seconds: How long a backup resource lasts unless it is renewed, 60 to 7200.
         nbd: Where disks are served.
         enable_cbt: Turn on the tracking of changed blocks where it is off.
+        transport: What is spoken with the NBD service: ``nbdssl``, or ``nbd`` on a network where nobody listens.
         keep_last_snapshot: Leave the last snapshot in place until the next one is made.
         trust_allocation: Believe the platform about what was never written, and do not read it.
         encrypted_allowed: Back up encrypted VMs, whose backups are of use only where the key is.
+        power_on: Start a VM when it is restored.
         connections: Connections to one disk.
         disks_per_datastore, disks_per_host: Disks open at the same time.
     """
@@ -186,9 +188,11 @@ class ScpSettings:
     lease_seconds: int = 1800
     nbd: NbdSettings = field(default_factory=NbdSettings)
     enable_cbt: bool = False
+    transport: TransportMode = "nbdssl"
     keep_last_snapshot: bool = False
     trust_allocation: bool = False
     encrypted_allowed: bool = False
+    power_on: bool = False
     connections: int = 1
     disks_per_datastore: int = 9
     disks_per_host: int = 16

@@ -1,0 +1,156 @@
+"""Changed-block tracking of a VM: whether it is on, what it says of each disk, and when it has to begin anew.
+
+The platform calls the point from which it tracks changes a checkpoint, and counts these in 64 bits: the upper half
+seems to say how often tracking was reset, the lower half how many snapshots were taken since. So a checkpoint of
+another upper half is worth nothing, whatever the platform answers for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from ...errors import CbtExpiredError, PlatformError, printable
+from ...models import Checkpoint, Extent
+from .answers import CbtStatus, Server, SnapshotDetails
+from .changes import ChangedMap, Region, UnprovenError, collect
+from .disks import VmDisk
+from .site import Site
+
+log = logging.getLogger("sfasync")
+
+EXPIRED: Final = "cbt-expired"
+_OFF: Final = CbtStatus(is_enabled=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What changed on a disk since a checkpoint.
+
+    Attributes:
+        map: What may have changed; None if that is not known.
+        reason: Why not, as a short code; None if it is.
+    """
+
+    map: ChangedMap | None = field(default=None, repr=False)
+    reason: str | None = None
+
+    def extents(self) -> AsyncIterator[Extent] | None:
+        """The ranges that may have changed, in order; None if that is not known."""
+        return None if self.map is None else _extents(self.map)
+
+
+async def _extents(changed: ChangedMap) -> AsyncIterator[Extent]:
+    for start, end in changed:
+        yield Extent(start, end - start)
+
+
+async def tracking(site: Site, server: Server, *, enable: bool) -> CbtStatus:
+    """Which disks of a VM are tracked; a platform that cannot tell tracks none.
+
+    Args:
+        site: The platform.
+        server: The VM.
+        enable: Turn it on where it is off.
+
+    Raises:
+        PlatformError: The platform does not answer, or does not turn it on.
+    """
+    try:
+        status = await site.api.cbt_status(server.id)
+    except PlatformError as error:
+        if error.status != 404:
+            raise
+        return _OFF
+    off = [disk.id for disk in status.disks or () if not disk.is_enabled]
+    if not enable or (status.is_enabled and not off):
+        return status
+    await site.api.wait(await site.api.set_cbt(server.id, "enable", off or None))
+    return await site.api.cbt_status(server.id)
+
+
+async def begin_anew(site: Site, server: Server) -> None:
+    """Forget all checkpoints: the next backup of each disk is a full one.
+
+    Raises:
+        PlatformError: The platform does not do it.
+    """
+    await site.api.wait(await site.api.set_cbt(server.id, "reset"))
+
+
+def checkpoint_of(disk: VmDisk, frozen: SnapshotDetails, status: CbtStatus) -> Checkpoint | None:
+    """The checkpoint that came with a snapshot; None where changes of the disk are not tracked."""
+    number = frozen.checkpoint(disk.id)
+    return disk.checkpoint(number) if number is not None and status.tracked(disk.id) else None
+
+
+async def changes_since(
+    site: Site,
+    server: Server,
+    disks: Sequence[VmDisk],
+    frozen: SnapshotDetails,
+    base: Mapping[str, Checkpoint],
+    status: CbtStatus,
+) -> dict[str, Changes]:
+    """What changed on each disk between its checkpoint and a snapshot.
+
+    Raises:
+        PlatformError: The platform does not answer.
+    """
+    return {
+        disk.id: await _changes_of(site, server, disk, frozen, base.get(disk.id), checkpoint_of(disk, frozen, status))
+        for disk in disks
+    }
+
+
+async def _changes_of(
+    site: Site,
+    server: Server,
+    disk: VmDisk,
+    frozen: SnapshotDetails,
+    base: Checkpoint | None,
+    now: Checkpoint | None,
+) -> Changes:
+    reason = _unusable(base, now)
+    if base is None or reason is not None:
+        return Changes(reason=reason)
+    ask = partial(_ask, site, server.id, disk.id, frozen.id, base.id)
+    try:
+        return Changes(await collect(ask, size=disk.size))
+    except CbtExpiredError as error:
+        reason = EXPIRED
+        problem: PlatformError = error
+    except UnprovenError as error:
+        reason = "cbt-invalid"
+        problem = error
+    except PlatformError as error:
+        if error.status is None:  # it does not answer at all: a full backup would not come far either
+            raise
+        reason = "cbt-unavailable"
+        problem = error
+    log.warning("disk %s of VM %s: what changed is not known: %s", disk.id, printable(server.name), problem)
+    return Changes(reason=reason)
+
+
+def _unusable(base: Checkpoint | None, now: Checkpoint | None) -> str | None:
+    """Why changes since a checkpoint need not be asked for; None if they have to be."""
+    if now is None:
+        return "no-cbt"
+    if base is None or not base.id.isascii() or not base.id.isdecimal():
+        return "no-checkpoint"
+    if base.disk_identity != now.disk_identity:
+        return "disk-replaced"
+    if base.size != now.size:
+        return "disk-resized"
+    if int(base.id) >> 32 != int(now.id) >> 32:
+        return EXPIRED
+    if int(base.id) > int(now.id):
+        return "cbt-invalid"
+    return None
+
+
+async def _ask(site: Site, server: str, disk: str, snapshot: str, checkpoint: str, start: int) -> Region:
+    return await site.api.changed_areas(server, disk, snapshot, checkpoint, start)
