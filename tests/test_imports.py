@@ -26,6 +26,7 @@ RINGS = (
         *("backup", "badblocks", "copying", "endpoints", "engine", "jobs", "programs", "qcow2"),
         *("resources", "resuming", "restore", "rewriting", "sparse", "streaming", "targets"),
     },
+    {"lab"},
     {"__init__", "__main__", "cli", "vddk"},
 )
 RING = {part: number for number, ring in enumerate(RINGS) for part in ring}

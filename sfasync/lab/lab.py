@@ -1,0 +1,283 @@
+"""A lab in this process: storage, machines, data service and interface, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import uvicorn
+from starlette.applications import Starlette
+
+from ..errors import UsageError, printable
+from ..models import ExportAddress, TlsStyle
+from ..programs import require_tools
+from ..tasks import finish
+from ..transport.export import open_export
+from .authority import Authority
+from .gateway import Gateway
+from .hypervisor import Hypervisor
+from .leases import leases
+from .machines import Inventory, Machine, MachineSpec, Snapshot
+from .misbehaviour import Misbehaviour
+from .openapi.accounts import Accounts
+from .openapi.app import application
+from .openapi.site import Site
+from .openapi.tasks import Tasks
+from .storage import storage
+
+TOOLS = {"qemu-storage-daemon": "qemu-system-common"}
+"""Programs that a lab starts, and the Debian packages that bring them."""
+
+_CLOSE_SECONDS = 20.0
+
+
+class Lab:
+    """A platform to try things on; an asynchronous context manager.
+
+    Everything listens on 127.0.0.1. Leaving the context ends all of it; what is in `directory` stays, and another lab
+    can go on from there.
+
+    Args:
+        machines: Machines that are made, unless there are some of the same name.
+        directory: Where disks are kept; None for a temporary directory, which goes with the lab.
+        lease_speed: Seconds of a lease in a second of ours, so that a test need not wait for a minute.
+        tls_style: How TLS begins at the data service.
+
+    Raises:
+        UsageError: A program is missing.
+        SourceError: A program does not start.
+        StorageError: The directory cannot be used.
+    """
+
+    def __init__(
+        self,
+        machines: Sequence[MachineSpec | str] = (),
+        *,
+        directory: Path | None = None,
+        lease_speed: float = 1.0,
+        tls_style: TlsStyle = "starttls",
+    ) -> None:
+        self._wanted = [MachineSpec.parse(each) if isinstance(each, str) else each for each in machines]
+        self._directory = directory
+        self._lease_speed = lease_speed
+        self._tls_style = tls_style
+        self._stack = AsyncExitStack()
+        self._site: Site | None = None
+        self._port = 0
+        self._authority = Authority("sfasync lab")
+
+    async def __aenter__(self) -> Self:
+        require_tools("the lab", TOOLS)
+        async with AsyncExitStack() as stack:
+            await self._open(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._site = None
+        await finish(self._stack.aclose(), _CLOSE_SECONDS)
+
+    # --- what it is reached by ---------------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        """Where the interface is."""
+        return f"https://127.0.0.1:{self._port}"
+
+    @property
+    def ca_pem(self) -> bytes:
+        """The authority that vouches for the interface; that of the data service is in each backup resource."""
+        return self._authority.pem
+
+    @property
+    def accounts(self) -> Accounts:
+        """The user that may call."""
+        return self.site.accounts
+
+    @property
+    def port(self) -> int:
+        """Where the data service is."""
+        return self.site.gateway.port
+
+    # --- what is in it -----------------------------------------------------------------------------------------------
+
+    @property
+    def site(self) -> Site:
+        """The platform behind the interface."""
+        assert self._site is not None, "the lab is used inside of its context"
+        return self._site
+
+    def vm(self, reference: str) -> LabMachine:
+        """A machine, by its name or an id.
+
+        Raises:
+            UsageError: There is none.
+        """
+        machine = self.site.hypervisor.inventory.machine(reference)
+        if machine is None:
+            raise UsageError(f"the lab has no VM '{printable(reference)}'")
+        return LabMachine(self.site.hypervisor, machine)
+
+    @property
+    def vms(self) -> list[LabMachine]:
+        """All machines."""
+        return [LabMachine(self.site.hypervisor, machine) for machine in self.site.hypervisor.inventory.machines]
+
+    def misbehave(self, fault: str, count: int = 1, *, path: str = "") -> None:
+        """Let something go wrong, as of `Misbehaviour.plan`; what is not about a call happens by itself."""
+        self.site.misbehaviour.plan(fault, count, path=path)
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        directory = stack.enter_context(_directory(self._directory))
+        sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sfasync-lab-")))
+        hypervisor = Hypervisor(directory, await stack.enter_async_context(storage(sockets)), Inventory.load(directory))
+        await hypervisor.open()
+        for spec in self._wanted:
+            if hypervisor.inventory.machine(spec.name) is None:
+                await hypervisor.add(spec)
+        misbehaviour = Misbehaviour()
+        granted = await stack.enter_async_context(leases(hypervisor, misbehaviour, speed=self._lease_speed))
+        cluster = Authority("SANGFOR HCI")
+        gateway = Gateway(sockets / "nbd", cluster.context, granted.admit, style=self._tls_style)
+        await gateway.start()
+        stack.push_async_callback(gateway.kill)
+        tasks = Tasks(misbehaviour)
+        stack.push_async_callback(tasks.aclose)
+        self._site = Site(
+            hypervisor=hypervisor,
+            leases=granted,
+            gateway=gateway,
+            accounts=Accounts(),
+            tasks=tasks,
+            misbehaviour=misbehaviour,
+            ca_cert=cluster.base64_der,
+        )
+        self._port = await stack.enter_async_context(served(application(self._site), self._authority))
+
+
+class LabMachine:
+    """A machine of a lab.
+
+    Attributes:
+        machine: What the lab knows of it.
+    """
+
+    def __init__(self, hypervisor: Hypervisor, machine: Machine) -> None:
+        self._hypervisor = hypervisor
+        self.machine = machine
+
+    @property
+    def id(self) -> str:
+        """Its id on the management plane."""
+        return self.machine.id
+
+    @property
+    def snapshots(self) -> list[Snapshot]:
+        """Its snapshots, from old to new."""
+        return list(self.machine.snapshots)
+
+    def disk(self, disk_id: str) -> LabDisk:
+        """A disk.
+
+        Raises:
+            UsageError: There is none of that id.
+        """
+        if self.machine.disk(disk_id) is None:
+            known = ", ".join(disk.id for disk in self.machine.disks)
+            raise UsageError(f"VM '{printable(self.machine.name)}' has no disk '{printable(disk_id)}', but {known}")
+        return LabDisk(self._hypervisor, self.machine, disk_id)
+
+    def switch(self, *, running: bool) -> None:
+        """Switch it on or off, at once."""
+        self._hypervisor.switch(self.machine, running=running)
+
+
+class LabDisk:
+    """A disk as its guest has it."""
+
+    def __init__(self, hypervisor: Hypervisor, machine: Machine, disk_id: str) -> None:
+        self._hypervisor = hypervisor
+        self._machine = machine
+        self._id = disk_id
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[ExportAddress]:
+        """Where the disk is read and written, for the time of the block.
+
+        Raises:
+            UsageError: The machine is switched off.
+        """
+        async with self._hypervisor.guest(self._machine, self._id) as address:
+            yield address
+
+    async def write(self, offset: int, data: bytes) -> None:
+        """Write as the guest would, durably.
+
+        Raises:
+            UsageError: The machine is switched off, or the range is not inside of the disk.
+        """
+        async with self.opened() as address, await open_export(address) as disk:
+            await disk.write(offset, data)
+            await disk.flush()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its hold on the process's signals, which are not a library's to take.
+
+    Attributes:
+        listening: Set when it does.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with nullcontext():
+            yield
+
+
+@asynccontextmanager
+async def served(app: Starlette, authority: Authority) -> AsyncIterator[int]:
+    """An application with TLS on a free port of 127.0.0.1, for the time of the block; gives the port."""
+    config: dict[str, Any] = {"lifespan": "off", "log_config": None, "access_log": False, "server_header": False}
+    server = _Server(uvicorn.Config(app, http="h11", timeout_graceful_shutdown=1, **config))
+    server.config.load()
+    server.config.ssl = authority.context
+    listener = socket.create_server(("127.0.0.1", 0))
+    port: int = listener.getsockname()[1]
+    serving = asyncio.create_task(server.serve(sockets=[listener]), name="lab: interface")
+    try:
+        await server.listening.wait()
+        yield port
+    finally:
+        server.should_exit = True
+        await serving
+
+
+@contextmanager
+def _directory(wanted: Path | None) -> Iterator[Path]:
+    if wanted is not None:
+        yield wanted
+        return
+    made = Path(tempfile.mkdtemp(prefix="sfasync-lab-disks-"))
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
