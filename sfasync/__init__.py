@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from . import _version
 
 if TYPE_CHECKING:
+    from .config import Configuration
     from .engine import Engine
     from .errors import (
         ArgumentError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         BusyError,
         CbtError,
         CbtExpiredError,
+        ConfigurationError,
         ConnectError,
         ConnectionLostError,
         DeadlineError,
@@ -125,6 +127,8 @@ __all__ = [
     "CbtExpiredError",
     "Checkpoint",
     "ChunkSink",
+    "Configuration",
+    "ConfigurationError",
     "ConnectError",
     "ConnectionLostError",
     "CopyResult",
@@ -216,6 +220,7 @@ _MODULES = {
     "transport.export": ("Export", "open_export"),
     "nbd.uri": ("format_uri", "parse_uri"),
     # where disks come from
+    "config": ("Configuration",),
     "platform.plain": ("PlainPlatform",),
     "resolvers": ("EndpointTemplate", "TableResolver"),
     # records
@@ -277,6 +282,7 @@ _MODULES = {
         "BusyError",
         "CbtError",
         "CbtExpiredError",
+        "ConfigurationError",
         "ConnectError",
         "ConnectionLostError",
         "DeadlineError",

@@ -12,14 +12,14 @@ import stat
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from .errors import ExportError, NoSpaceError, SourceError, TargetError, TargetRefusedError, UsageError, printable
 from .files import create_file
 from .interfaces import Buffer, GrowingSink, Sink, Source
-from .models import ExportAddress, Extent, Limits, MetadataContext, Retry, Timeouts
+from .models import ExportAddress, Extent, Limits, MetadataContext, Retry, Timeouts, TlsPolicy
 from .nbd.uri import parse_uri
 from .qcow2 import new_qcow2
 from .transport.export import Export, open_export
@@ -84,8 +84,11 @@ def parse_endpoint(
 class Endpoints:
     """Opens sources and targets with one set of limits."""
 
-    def __init__(self, limits: Limits, timeouts: Timeouts, workers: Workers, retry: Retry) -> None:
+    def __init__(
+        self, limits: Limits, timeouts: Timeouts, workers: Workers, retry: Retry, tls: TlsPolicy | None = None
+    ) -> None:
         self._limits = limits
+        self._tls = tls
         self._timeouts = timeouts
         self._retry = retry
         self._workers = workers
@@ -101,7 +104,7 @@ class Endpoints:
         """
         if isinstance(place, ExportAddress):
             async with await open_export(
-                place,
+                self._trusted(place),
                 connections=connections or self._limits.connections,
                 requests=requests or self._limits.requests,
                 timeouts=self._timeouts,
@@ -127,7 +130,7 @@ class Endpoints:
         if not isinstance(ranges, MetadataContext):
             yield ranges
             return
-        address, context = ranges.address, ranges.name
+        address, context = self._trusted(ranges.address), ranges.name
         export = await open_export(address, contexts=(context,), timeouts=self._timeouts, retry=self._retry)
         async with export:
             if context not in export.contexts:
@@ -152,7 +155,7 @@ class Endpoints:
         """
         with _target_errors(address.peer):
             export = await open_export(
-                address,
+                self._trusted(address),
                 connections=connections or self._limits.connections,
                 requests=requests or self._limits.requests,
                 timeouts=self._timeouts,
@@ -229,6 +232,10 @@ class Endpoints:
             retry=self._retry,
         ) as export:
             yield TargetSink(export, str(path))
+
+    def _trusted(self, address: ExportAddress) -> ExportAddress:
+        """The address, with the engine's own idea of whom to believe if it has none."""
+        return address if address.tls is None else replace(address, tls=address.tls.completed(self._tls))
 
 
 async def _with_flags(export: Export, context: str) -> AsyncGenerator[Extent, None]:

@@ -25,6 +25,7 @@ from .models import (
     RestoreResult,
     Retry,
     Timeouts,
+    TlsPolicy,
     VerifyResult,
     check_id,
 )
@@ -64,6 +65,7 @@ class Engine:
         limits: What the engine may use.
         timeouts: When the transport gives up.
         retry: How faults of connections and servers are met; by default outages of a minute are survived.
+        tls: Whom to believe, and who we are, for exports over TLS whose address says neither (`TlsPolicy.completed`).
     """
 
     def __init__(
@@ -73,10 +75,11 @@ class Engine:
         limits: Limits | None = None,
         timeouts: Timeouts | None = None,
         retry: Retry | None = None,
+        tls: TlsPolicy | None = None,
     ) -> None:
         self.limits = limits or Limits()
         self._repository = repository
-        self._resources = Resources(self.limits, timeouts or Timeouts(), retry or Retry())
+        self._resources = Resources(self.limits, timeouts or Timeouts(), retry or Retry(), tls)
         self._jobs: set[Job[Any]] = set()
         self._closed = False
 

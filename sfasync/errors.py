@@ -6,6 +6,7 @@
     ├── UsageError                      usage             2   an argument cannot be used as it is
     │   ├── ArgumentError               argument          2   a ValueError as well
     │   ├── UriError                    uri               2
+    │   ├── ConfigurationError          configuration     2   the configuration file, or a secret it names
     │   ├── TargetRefusedError          target-refused    2   exists already, or is too small
     │   ├── BackupNotFoundError         no-such-backup    2
     │   └── StateError                  state             2   a call in the wrong order
@@ -52,6 +53,7 @@ __all__ = [
     "BusyError",
     "CbtError",
     "CbtExpiredError",
+    "ConfigurationError",
     "ConnectError",
     "ConnectionLostError",
     "DeadlineError",
@@ -146,6 +148,12 @@ class UriError(UsageError):
     """A URI is malformed, or names something that is not there (a certificate file)."""
 
     code = "uri"
+
+
+class ConfigurationError(UsageError):
+    """The configuration file cannot be used as it is, or a secret that it names cannot be had."""
+
+    code = "configuration"
 
 
 class TargetRefusedError(UsageError):

@@ -6,12 +6,12 @@ All are frozen; options are validated when they are made. Nothing here does I/O.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, get_args
 
 from .errors import UsageError
-from .units import KiB, MiB
+from .units import KiB, MiB, Size
 
 MOST_CONNECTIONS: Final = 16
 """Connections to one disk."""
@@ -31,11 +31,11 @@ class Limits:
         rate: Bytes read from sources in a second, over all jobs; None for no limit.
     """
 
-    memory: int = 64 * MiB
+    memory: Size = 64 * MiB
     requests: int = 16
     connections: int = 4
     disks: int = 8
-    rate: int | None = None
+    rate: Size | None = None
 
     def __post_init__(self) -> None:
         _within("memory", self.memory, 16 * MiB, None)
@@ -163,6 +163,13 @@ class TlsPolicy:
             raise UsageError("the certificates of authorities come from a file or as text, not both")
         if not self.check_hostname and self.ca_file is None and self.ca_text is None:
             raise UsageError("a certificate without the right name is only accepted from authorities that are given")
+
+    def completed(self, default: TlsPolicy | None) -> TlsPolicy:
+        """This policy; one that says neither whom to believe nor who we are has that from `default`."""
+        own = (self.ca_file, self.ca_text, self.cert_file, self.fingerprint, self.psk_file)
+        if default is None or any(value is not None for value in own):
+            return self
+        return replace(default, style=self.style, hostname=self.hostname)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

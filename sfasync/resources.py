@@ -7,7 +7,7 @@ import asyncio
 from .buffers import BufferPool
 from .endpoints import Endpoints
 from .interfaces import Source
-from .models import Limits, Retry, Timeouts
+from .models import Limits, Retry, Timeouts, TlsPolicy
 from .throttle import Throttle, ThrottledSource
 from .workers import Workers
 
@@ -26,12 +26,12 @@ class Resources:
         throttle: What every read passes; None without a limit.
     """
 
-    def __init__(self, limits: Limits, timeouts: Timeouts, retry: Retry) -> None:
+    def __init__(self, limits: Limits, timeouts: Timeouts, retry: Retry, tls: TlsPolicy | None = None) -> None:
         self.limits = limits
         self.retry = retry
         self.pool = BufferPool(limits.memory * 3 // 4)
         self.workers = Workers(_FILE_THREADS, "sfasync-engine")
-        self.endpoints = Endpoints(limits, timeouts, self.workers, retry)
+        self.endpoints = Endpoints(limits, timeouts, self.workers, retry, tls)
         self.slots = asyncio.Semaphore(limits.disks)
         self.throttle = Throttle(limits.rate) if limits.rate else None
 

@@ -1,13 +1,18 @@
 """Bytes and seconds as people write them."""
 
 import re
+from typing import Annotated, Final, TypeAlias
 
 KiB = 1024
 MiB = 1024 * KiB
 GiB = 1024 * MiB
 TiB = 1024 * GiB
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(?:i?b)?", re.IGNORECASE)
+SIZE: Final = "size"
+Size: TypeAlias = Annotated[int, SIZE]
+"""Bytes; in a configuration file they may be written as `parse_size` reads them."""
+
+_SIZE = re.compile(r"(\d{1,19}(?:\.\d+)?)\s*([kmgtp]?)(?:i?b)?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
 

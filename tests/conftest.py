@@ -1,7 +1,7 @@
 """Conditions under which every test runs.
 
 Each asynchronous test runs on asyncio's own loop in debug mode and on uvloop. After each test, no task, descriptor or
-thread may be left that was not there before. Nothing a test does reaches the user's own cache or repository.
+thread may be left that was not there before. No test sees the user's own cache, configuration or repository.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
-    monkeypatch.delenv("SFASYNC_REPOSITORY", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+    for name in ("SFASYNC_REPOSITORY", "SFASYNC_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(autouse=True)

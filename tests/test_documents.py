@@ -102,6 +102,17 @@ def test_the_catalog_page_works(place: Path) -> None:
     assert (place / "vda.raw").read_bytes() == (place / "disk.raw").read_bytes()
 
 
+def test_the_page_on_configuration_works(place: Path) -> None:
+    require("nbdkit")
+    ended = shell(blocks("docs/howto/configuration.md", "sh"), place)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.count("web-01") == 3
+    script = [sys.executable, "-W", "error", "-c", blocks("docs/howto/configuration.md", "python")]
+    ended = subprocess.run(script, cwd=place, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert str(place / "backups") in ended.stdout
+
+
 def test_the_programs_of_the_client_page_work(place: Path) -> None:
     with nbdkit("memory", "64M") as server:
         script = blocks("docs/howto/client.md", "python").replace("nbd+unix:///?socket=disk.sock", server.uri)

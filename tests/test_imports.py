@@ -23,8 +23,8 @@ RINGS = (
     },
     {"pipeline", "platform", "store", "transport"},
     {
-        *("backup", "badblocks", "copying", "endpoints", "engine", "jobs", "programs", "qcow2"),
-        *("resources", "resuming", "restore", "rewriting", "sparse", "streaming", "targets"),
+        *("backup", "badblocks", "config", "conversion", "copying", "endpoints", "engine", "jobs", "programs"),
+        *("qcow2", "resources", "resuming", "restore", "rewriting", "secrets", "sparse", "streaming", "targets"),
     },
     {"lab"},
     {"__init__", "__main__", "cli", "vddk"},
@@ -126,7 +126,8 @@ def test_copy_loads_what_it_needs(tmp_path: Path) -> None:
         "main()",
     )
     assert target.read_bytes() == source.read_bytes()
-    assert loaded & {"anyio", "cryptography", "httpx", "rich", "sqlite3"} == set()
+    assert loaded & {"anyio", "cryptography", "httpx", "httpx2", "rich", "sqlite3"} == set()
+    assert loaded & {"sfasync.config", "sfasync.conversion", "sfasync.secrets", "tomllib"} == set(), "without a file"
 
 
 def test_a_listing_loads_what_it_needs(tmp_path: Path) -> None:

@@ -6,13 +6,21 @@ import math
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..models import Limits, Retry, TlsPolicy
 from ..units import parse_size
+from .configuration import choose, configuration
 from .output import Output
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+    from ..interfaces import BackupStore
 
 _Command = Callable[..., int]
 
@@ -108,33 +116,43 @@ def distinct(pairs: tuple[tuple[str, str], ...]) -> dict[str, str]:
 
 
 def common(command: _Command) -> _Command:
-    """``--json``, ``--quiet`` and ``-v``, set on the `Output` that the command gets as its first argument."""
-    for option in (
-        click.option(
-            "-v",
-            "verbosity",
-            count=True,
-            expose_value=False,
-            callback=_into_output,
-            help="Say what is being done; -vv for everything.",
-        ),
-        click.option(
-            "--quiet",
-            is_flag=True,
-            expose_value=False,
-            callback=_into_output,
-            help="No progress, and nothing but errors and what was asked for.",
-        ),
-        click.option(
-            "--json",
-            is_flag=True,
-            expose_value=False,
-            callback=_into_output,
-            help="Write one JSON object per line; the last is the result or the error.",
-        ),
-    ):
-        command = option(command)
-    return click.pass_obj(command)
+    """``--config``; and ``--json``, ``--quiet`` and ``-v`` for the `Output` that the command gets as first argument."""
+    return click.pass_obj(
+        _with(
+            command,
+            click.option(
+                "--config",
+                metavar="FILE",
+                is_eager=True,  # other options look there
+                expose_value=False,
+                callback=choose,
+                type=click.Path(),
+                help="Configuration file; SFASYNC_CONFIG, or ~/.config/sfasync/sfasync.toml, if not given.",
+            ),
+            click.option(
+                "-v",
+                "verbosity",
+                count=True,
+                expose_value=False,
+                callback=_into_output,
+                help="Say what is being done; -vv for everything.",
+            ),
+            click.option(
+                "--quiet",
+                is_flag=True,
+                expose_value=False,
+                callback=_into_output,
+                help="No progress, and nothing but errors and what was asked for.",
+            ),
+            click.option(
+                "--json",
+                is_flag=True,
+                expose_value=False,
+                callback=_into_output,
+                help="Write one JSON object per line; the last is the result or the error.",
+            ),
+        )
+    )
 
 
 def _into_output(context: click.Context, parameter: click.Parameter, value: Any) -> None:
@@ -142,10 +160,12 @@ def _into_output(context: click.Context, parameter: click.Parameter, value: Any)
     setattr(context.find_object(Output), parameter.name, value)
 
 
-def _needed(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str:
-    if value is None:
+def _repository_place(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str:
+    configured = configuration()
+    place = value if configured is None else configured.repository(value)
+    if place is None:
         raise click.UsageError("no repository given: use --repo R or set SFASYNC_REPOSITORY")
-    return value
+    return place
 
 
 repository = click.option(
@@ -153,43 +173,96 @@ repository = click.option(
     "repository",
     metavar="R",
     envvar="SFASYNC_REPOSITORY",
-    callback=_needed,
-    help="The repository; SFASYNC_REPOSITORY if not given.",
+    callback=_repository_place,
+    help="The repository, or its name in the configuration file; SFASYNC_REPOSITORY, or default, if not given.",
 )
 
-retry = click.option(
-    "--retry",
-    "outage",
-    type=seconds,
-    metavar="SECONDS",
-    default="60",
-    show_default=True,
-    help="How long a server may be gone in the middle; 0 to give up with the connection.",
-)
 
-connect_retry = click.option(
-    "--connect-retry",
-    "patience",
-    type=seconds,
-    metavar="SECONDS",
-    default="0",
-    show_default=True,
-    help="How long to go on trying when nobody answers at the first connect.",
-)
+# --- what moves disks ------------------------------------------------------------------------------------------------
 
-memory = click.option(
-    "--memory",
-    type=size,
-    metavar="SIZE",
-    default="64M",
-    show_default=True,
-    help="Memory for data on its way, 16M or more.",
-)
 
-limit_rate = click.option(
-    "--limit-rate",
-    "rate",
-    type=size,
-    metavar="SIZE",
-    help="Read no more than this in a second, over all disks.",
-)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """How an engine is to work: as the command line says, then the configuration file.
+
+    Attributes:
+        limits, retry, tls: As of `Engine`.
+    """
+
+    limits: Limits
+    retry: Retry = field(default_factory=Retry)
+    tls: TlsPolicy | None = None
+
+    def engine(self, repository: BackupStore | None = None) -> Engine:
+        """An engine that works so."""
+        from ..engine import Engine
+
+        return Engine(repository, limits=self.limits, retry=self.retry, tls=self.tls)
+
+
+def limits(command: _Command) -> _Command:
+    """``--limit-rate`` and ``--memory``; the command gets them in `engine_options`."""
+
+    @wraps(command)
+    def with_limits(*args: Any, memory: int | None, rate: int | None, **others: Any) -> int:
+        configured = configuration()
+        given = {name: value for name, value in (("memory", memory), ("rate", rate)) if value is not None}
+        limits = replace(configured.limits if configured else Limits(), **given)
+        options = EngineOptions(limits=limits, tls=configured.tls if configured else None)
+        return command(*args, engine_options=options, **others)
+
+    return _with(
+        with_limits,
+        click.option(
+            "--memory",
+            type=size,
+            metavar="SIZE",
+            help="Memory for data on its way, 16M or more; the configuration's, or 64M, if not given.",
+        ),
+        click.option(
+            "--limit-rate",
+            "rate",
+            type=size,
+            metavar="SIZE",
+            help="Read no more than this in a second, over all disks.",
+        ),
+    )
+
+
+def transport(command: _Command) -> _Command:
+    """As `limits`, and ``--retry`` and ``--connect-retry``."""
+
+    @wraps(command)
+    def with_retry(*args: Any, engine_options: EngineOptions, outage: float, patience: float, **others: Any) -> int:
+        retry = Retry(outage=outage, connect=patience)
+        return command(*args, engine_options=replace(engine_options, retry=retry), **others)
+
+    return _with(
+        with_retry,
+        limits,
+        click.option(
+            "--connect-retry",
+            "patience",
+            type=seconds,
+            metavar="SECONDS",
+            default="0",
+            show_default=True,
+            help="How long to go on trying when nobody answers at the first connect.",
+        ),
+        click.option(
+            "--retry",
+            "outage",
+            type=seconds,
+            metavar="SECONDS",
+            default="60",
+            show_default=True,
+            help="How long a server may be gone in the middle; 0 to give up with the connection.",
+        ),
+    )
+
+
+def _with(command: _Command, *options: Callable[[_Command], _Command]) -> _Command:
+    """The command with options; the last one is the first in its help."""
+    for option in options:
+        command = option(command)
+    return command

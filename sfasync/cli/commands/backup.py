@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import click
 
-from ...models import BackupResult, ExportAddress, Limits, Retry, check_id
+from ...models import BackupResult, ExportAddress, check_id
 from ...units import format_seconds, format_size
 from .. import options
 from ..failures import EXIT_LOSS
@@ -28,8 +28,7 @@ class _Wish:
     bad_blocks: str
     snapshot_id: str | None
     resume: bool
-    limits: Limits
-    retry: Retry
+    engine: options.EngineOptions
 
 
 @click.command("backup")
@@ -78,10 +77,7 @@ class _Wish:
     help="Read everything again, and forget what a backup of VM that was stopped had finished.",
 )
 @options.repository
-@options.retry
-@options.connect_retry
-@options.limit_rate
-@options.memory
+@options.transport
 @options.common
 def command(
     output: Output,
@@ -94,10 +90,7 @@ def command(
     snapshot_id: str | None,
     resume: bool,
     repository: str,
-    rate: int | None,
-    memory: int,
-    outage: float,
-    patience: float,
+    engine_options: options.EngineOptions,
 ) -> int:
     """Back up disks of VM into the repository.
 
@@ -113,14 +106,12 @@ def command(
         bad_blocks=bad_blocks,
         snapshot_id=snapshot_id,
         resume=resume,
-        limits=Limits(memory=memory, rate=rate),
-        retry=Retry(outage=outage, connect=patience),
+        engine=engine_options,
     )
     return perform(output, lambda: _backup(output, wish))
 
 
 async def _backup(output: Output, wish: _Wish) -> int:
-    from ...engine import Engine
     from ...store.repository import Repository
     from ..allocator import keep_freed_memory
 
@@ -129,7 +120,7 @@ async def _backup(output: Output, wish: _Wish) -> int:
     disks = _addresses(wish)  # usage errors come before the repository's
     async with (
         await Repository.open(wish.repository) as repository,
-        Engine(repository, limits=wish.limits, retry=wish.retry) as engine,
+        wish.engine.engine(repository) as engine,
     ):
         result = await engine.backup_vm(
             wish.vm,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ...models import CopyResult, Limits, Retry
+from ...models import CopyResult
 from ...units import format_rate, format_seconds, format_size
 from .. import options
 from ..output import Output
@@ -54,10 +54,7 @@ STANDARD = "-"
     help="DST reads as zeros already: write no zeros.",
 )
 @click.option("--synchronous", is_flag=True, help="One request at a time.")
-@options.retry
-@options.connect_retry
-@options.limit_rate
-@options.memory
+@options.transport
 @options.common
 def command(
     output: Output,
@@ -71,10 +68,7 @@ def command(
     sparse: int,
     destination_is_zero: bool,
     synchronous: bool,
-    rate: int | None,
-    memory: int,
-    outage: float,
-    patience: float,
+    engine_options: options.EngineOptions,
 ) -> int:
     """Copy the disk SRC to DST: each an NBD URI, a file, a block device, or - for standard input or output.
 
@@ -83,12 +77,9 @@ def command(
     """
     if target == STANDARD and output.json:
         raise click.UsageError("with DST '-' the disk goes to standard output, and --json wants to write there too")
-    limits, retry = Limits(memory=memory, rate=rate), Retry(outage=outage, connect=patience)
 
     async def work() -> int:
-        from ...engine import Engine
-
-        async with Engine(limits=limits, retry=retry) as engine:
+        async with engine_options.engine() as engine:
             result = await engine.copy(
                 source,
                 target,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ...models import Limits, RestoreResult
+from ...models import RestoreResult
 from ...units import format_seconds, format_size
 from .. import options
 from ..output import Output
@@ -23,8 +23,7 @@ STANDARD = "-"
 )
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
 @options.repository
-@options.limit_rate
-@options.memory
+@options.limits
 @options.common
 def command(
     output: Output,
@@ -34,8 +33,7 @@ def command(
     format: str | None,  # noqa: A002 - click names it after the option
     force: bool,
     repository: str,
-    rate: int | None,
-    memory: int,
+    engine_options: options.EngineOptions,
 ) -> int:
     """Write the disk D of the backup ID to the file DST, or to standard output if DST is -.
 
@@ -44,15 +42,13 @@ def command(
     """
     if target == STANDARD and output.json:
         raise click.UsageError("with DST '-' the disk goes to standard output, and --json wants to write there too")
-    limits = Limits(memory=memory, rate=rate)
 
     async def work() -> int:
-        from ...engine import Engine
         from ...store.repository import Repository
         from ..allocator import keep_freed_memory
 
         keep_freed_memory()
-        async with await Repository.open(repository) as opened, Engine(opened, limits=limits) as engine:
+        async with await Repository.open(repository) as opened, engine_options.engine(opened) as engine:
             result = await engine.export(
                 reference, disk, target, image_format=format, force=force, progress=output.job_progress()
             )

@@ -13,6 +13,7 @@ from ...errors import ExportError, SourceError, UsageError, printable
 from ...models import ExportAddress
 from ...units import format_size
 from .. import options
+from ..configuration import trusting
 from ..output import Output
 from ..runner import perform
 
@@ -86,10 +87,11 @@ def command(
     if totals and not show_map:
         raise click.UsageError("--totals needs --map")
 
-    async def work() -> int:
-        from ...nbd.uri import parse_uri
+    from ...nbd.uri import parse_uri
 
-        address = parse_uri(uri)
+    address = trusting(parse_uri(uri))
+
+    async def work() -> int:
         if list_all:
             await _list(output, address)
         elif totals:

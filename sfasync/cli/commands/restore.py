@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ...models import Limits, RestoreResult, Retry
+from ...models import RestoreResult
 from ...units import format_seconds, format_size
 from .. import options
 from ..output import Output
@@ -27,8 +27,7 @@ class _Wish:
     format: str
     force: bool
     verify_after: bool
-    limits: Limits
-    retry: Retry
+    engine: options.EngineOptions
 
 
 @click.command("restore")
@@ -53,10 +52,7 @@ class _Wish:
 @click.option("--force", is_flag=True, help="With --to: replace files that exist.")
 @click.option("--verify-after", is_flag=True, help="Read everything back and compare.")
 @options.repository
-@options.retry
-@options.connect_retry
-@options.limit_rate
-@options.memory
+@options.transport
 @options.common
 def command(
     output: Output,
@@ -68,10 +64,7 @@ def command(
     force: bool,
     verify_after: bool,
     repository: str,
-    rate: int | None,
-    memory: int,
-    outage: float,
-    patience: float,
+    engine_options: options.EngineOptions,
 ) -> int:
     """Restore the backup ID: its id, a unique prefix of it, or VM@latest.
 
@@ -90,14 +83,12 @@ def command(
         format=format or "raw",
         force=force,
         verify_after=verify_after,
-        limits=Limits(memory=memory, rate=rate),
-        retry=Retry(outage=outage, connect=patience),
+        engine=engine_options,
     )
     return perform(output, lambda: _restore(output, wish))
 
 
 async def _restore(output: Output, wish: _Wish) -> int:
-    from ...engine import Engine
     from ...nbd.uri import parse_uri
     from ...store.repository import Repository
     from ..allocator import keep_freed_memory
@@ -107,7 +98,7 @@ async def _restore(output: Output, wish: _Wish) -> int:
     targets = {disk: parse_uri(uri) for disk, uri in wish.targets.items()}  # usage errors come before the repository's
     async with (
         await Repository.open(wish.repository) as repository,
-        Engine(repository, limits=wish.limits, retry=wish.retry) as engine,
+        wish.engine.engine(repository) as engine,
     ):
         result = await engine.restore_vm(
             wish.reference,
