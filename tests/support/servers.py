@@ -6,6 +6,7 @@ with the thread that started it. Without the program the test is skipped, with t
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import socket
@@ -140,6 +141,49 @@ def storage_daemon(*args: str | Path, export: str = "disk", tls: Path | None = N
         command += ["--nbd-server", f"addr.type=unix,addr.path={place / 'socket'},max-connections=16{credentials}"]
         process = _start([*command, *args], place)
         yield from _serving(process, place, tls=tls, export=export, ready=(place / "pid").exists, qmp=place / "qmp")
+
+
+@contextmanager
+def system_emulator(*args: str | Path, exports: Sequence[str] = ()) -> Iterator[Server]:
+    """A QEMU whose guest is never started, with a QMP monitor, and an NBD server for the nodes named.
+
+    `args` bring devices and their nodes. What is exported can be written, if its device shares it (``share-rw=on``).
+    """
+    require("qemu-system-x86_64")
+    with _place() as place:
+        command: list[str | Path] = ["qemu-system-x86_64", "-S", "-nodefaults", "-display", "none", "-machine", "q35"]
+        command += ["-accel", "tcg", "-m", "16", "-pidfile", place / "pid"]
+        for monitor in ("qmp", "control"):
+            command += ["-qmp", f"unix:{place / monitor},server=on,wait=off"]
+        process = _start([*command, *args], place)
+
+        def ready() -> bool:
+            return (place / "pid").exists() and _accepts(place / "control")
+
+        for server in _serving(process, place, ready=ready, qmp=place / "qmp"):
+            if exports:
+                _export(place, exports)
+            yield server
+
+
+def _export(place: Path, nodes: Sequence[str]) -> None:
+    """Have a QEMU serve nodes, under their names, by its second monitor."""
+    address = {"type": "unix", "data": {"path": str(place / "socket")}}
+    commands: list[tuple[str, dict[str, object]]] = [("qmp_capabilities", {}), ("nbd-server-start", {"addr": address})]
+    for node in nodes:
+        export = {"type": "nbd", "id": f"guest-{node}", "node-name": node, "name": node, "writable": True}
+        commands.append(("block-export-add", export))
+    with socket.socket(socket.AF_UNIX) as control:
+        control.settimeout(START_TIMEOUT)
+        control.connect(str(place / "control"))
+        with control.makefile("rw") as stream:
+            stream.readline()  # the greeting
+            for command, arguments in commands:
+                stream.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+                stream.flush()
+                while "event" in (answer := json.loads(stream.readline())):
+                    pass
+                assert "return" in answer, answer
 
 
 def require(program: str) -> None:

@@ -1,0 +1,1 @@
+"""The platform `qemu`: VMs of QEMU, and disks of qemu-storage-daemon."""

@@ -1,0 +1,100 @@
+"""Which bitmaps a disk has of a chain, and which of them tells what changed since a base.
+
+Every bitmap goes on recording until it is dropped. So the one that a base names has everything since, whatever became
+of those that were made after it, and nothing has to be merged from several; a bitmap costs the guest next to nothing.
+
+A bitmap in a qcow2 image goes where the image goes, and knows what was written to that image and nothing else. QEMU
+marks it in use while it runs: after a crash it is there, and of no use. Other images have no place for bitmaps, theirs
+end with QEMU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ...models import Checkpoint
+from .inventory import Bitmap, Disk
+from .names import BitmapName
+
+_MOST: Final = 16
+"""Bitmaps of one chain on one disk. There are more than two only where backups failed one after another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be done with the bitmaps of a disk for one snapshot.
+
+    Attributes:
+        disk: The disk.
+        new: The bitmap that records from the snapshot on.
+        base: The one that has recorded since the base; None where there is none of use.
+        reason: Why there is none, as a short code.
+        useless: Bitmaps of the chain that are good for nothing any more.
+    """
+
+    disk: Disk
+    new: BitmapName
+    base: Bitmap | None
+    reason: str | None
+    useless: tuple[str, ...]
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(id=str(self.new), disk_identity=self.new.lineage, size=self.disk.size)
+
+
+def plan(disk: Disk, others: Sequence[Disk], chain: str, base: Checkpoint | None) -> Plan:
+    """What is to be done for a disk.
+
+    Args:
+        disk: As it is now.
+        others: All disks of the VM.
+        chain: The line of backups.
+        base: What its last backup ended with.
+    """
+    bitmap, reason = usable(disk, others, chain, base)
+    known = BitmapName.parse(bitmap.name) if bitmap is not None else None
+    ours = of_chain(disk, chain)
+    broken = [found.name for found in ours if found.inconsistent]
+    spare = [found.name for found in ours if not found.inconsistent and (base is None or found.name != base.id)]
+    return Plan(
+        disk,
+        BitmapName.new(chain, known.lineage if known is not None else None),
+        bitmap,
+        reason,
+        (*broken, *spare[: max(0, len(spare) - _MOST)]),
+    )
+
+
+def usable(
+    disk: Disk, others: Sequence[Disk], chain: str | None, base: Checkpoint | None
+) -> tuple[Bitmap | None, str | None]:
+    """The bitmap that has recorded since a base, or why there is none, as a short code.
+
+    Args:
+        disk: The disk.
+        others: All disks of the VM.
+        chain: The line of backups that the base must belong to; None for any.
+        base: The base.
+    """
+    if base is None:
+        return None, "first-backup"
+    name = BitmapName.parse(base.id)
+    if name is None or (chain is not None and name.chain != chain):
+        return None, "bitmap-missing"
+    found = disk.bitmap(base.id)
+    if found is None:
+        elsewhere = any(other.bitmap(base.id) for other in others)
+        return None, "disk-replaced" if elsewhere else "bitmap-missing"
+    if not found.usable:
+        return None, "bitmap-inconsistent"
+    return (None, "bitmap-busy") if found.busy else (found, None)
+
+
+def of_chain(disk: Disk, chain: str) -> list[Bitmap]:
+    """The bitmaps of a chain, the oldest first."""
+    named = ((BitmapName.parse(bitmap.name), bitmap) for bitmap in disk.node.dirty_bitmaps)
+    ours = [(name.when, bitmap) for name, bitmap in named if name is not None and name.chain == chain]
+    return [bitmap for _, bitmap in sorted(ours, key=lambda entry: (entry[0], entry[1].name))]

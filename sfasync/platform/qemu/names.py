@@ -1,0 +1,75 @@
+"""Names of what we make in QEMU, by which it is found again.
+
+::
+
+    sfasync-1b2c3d4e-0s                         node, job, export or bitmap for the time of a job
+            |        | what it is: s napshot, w rite filter, f leecing, c hanged, b ackup, ...
+            |        which disk
+            which monitor it was made through
+    sfasync-chain-<chain>-<lineage>-<when>      bitmap that records changes, kept from backup to backup
+
+What a job makes is known by the monitor. A monitor has one client at a time, so what is found under its name while we
+hold it was left by somebody who is dead; what was made through another monitor of the same QEMU is left alone. Nothing
+has to be written down to know that, and nothing can be lost with it.
+
+A name of a node has at most 31 bytes (QEMU, block.c).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from .settings import QemuVm
+
+OURS: Final = re.compile(r"sfasync-[0-9a-f]{8}-")
+"""How names begin of what is made for the time of a job, through whatever monitor."""
+
+_CHAIN: Final = "sfasync-chain-"
+_BITMAP = re.compile(r"sfasync-chain-([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{12})-([0-9a-f]{8})")
+
+
+def prefix_of(settings: QemuVm) -> str:
+    """What everything begins with that is made through a monitor for the time of a job."""
+    return f"sfasync-{hashlib.sha256(settings.monitor.encode(errors='surrogateescape')).hexdigest()[:8]}-"
+
+
+@dataclass(frozen=True, slots=True)
+class BitmapName:
+    """The name of a bitmap that records changes.
+
+    Attributes:
+        chain: Which line of backups it belongs to.
+        lineage: Goes from bitmap to bitmap of one disk and chain: where it is the same, the disk is.
+        when: Orders the bitmaps of a chain.
+        token: Makes the name unique.
+    """
+
+    chain: str
+    lineage: str
+    when: str
+    token: str
+
+    @classmethod
+    def parse(cls, name: str) -> BitmapName | None:
+        """None if the name is none of ours."""
+        match = _BITMAP.fullmatch(name)
+        return None if match is None else cls(*match.groups())
+
+    @classmethod
+    def new(cls, chain: str, lineage: str | None) -> BitmapName:
+        """A name nobody has; with no lineage, one that begins here."""
+        milliseconds = time.time_ns() // 1_000_000
+        return cls(chain, lineage or secrets.token_hex(8), f"{milliseconds:012x}"[-12:], secrets.token_hex(4))
+
+    def __str__(self) -> str:
+        return f"{_CHAIN}{self.chain}-{self.lineage}-{self.when}-{self.token}"
+
+
+def chain_of(chain: str) -> str:
+    """A line of backups as it stands in names of bitmaps."""
+    return hashlib.sha256(chain.encode(errors="surrogateescape")).hexdigest()[:16]

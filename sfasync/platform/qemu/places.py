@@ -1,0 +1,88 @@
+"""Where the files of a job are on the disk of QEMU's host, and how what it makes is called."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ...errors import UsageError, printable
+from ...files import storage_error
+from ...state import private
+from .names import prefix_of
+from .settings import QemuVm
+
+_SOCKET_PATH: Final = 107  # unix(7)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Names and paths, the same for each job through a monitor: there is one at a time.
+
+    Attributes:
+        prefix: What all names begin with.
+        directory: For the files.
+        local: Whether QEMU runs on this host, so that its files are ours too.
+        socket: Where a server of ours listens; None over TCP, or where one is running.
+    """
+
+    prefix: str
+    directory: Path
+    local: bool
+    socket: Path | None
+
+    @classmethod
+    def of(cls, settings: QemuVm) -> Places:
+        """The places of a VM; the directory is made where it is ours to make.
+
+        Raises:
+            UsageError: A path is too long for a socket.
+            StorageError: The directory cannot be made, or belongs to somebody else.
+        """
+        prefix = prefix_of(settings)
+        local = settings.socket is not None
+        directory = settings.directory or private(Path(f"/var/tmp/sfasync-qemu-{os.geteuid()}"))  # noqa: S108
+        path = directory / f"{prefix}nbd"
+        if len(os.fsencode(path)) > _SOCKET_PATH:
+            raise UsageError(f"'{printable(str(path))}' is too long for a Unix socket; choose another directory")
+        elsewhere = settings.nbd.socket is not None or settings.nbd.host is not None
+        return cls(prefix, directory, local, None if elsewhere else path)
+
+    @property
+    def credentials(self) -> str:
+        """Id of the object with the credentials of a server of ours."""
+        return f"{self.prefix}tls"
+
+    def name(self, number: int, kind: str) -> str:
+        """Of a node, job, export or bitmap; `kind` is a letter (`names`)."""
+        return f"{self.prefix}{number}{kind}"
+
+    def number(self, name: str) -> int:
+        """The disk that a name of ours belongs to; 0 for one that belongs to none."""
+        digits = name.removeprefix(self.prefix)[:-1]
+        return int(digits) if digits.isdecimal() else 0
+
+    def fleecing(self, number: int) -> Path:
+        """The file for what the guest overwrites of a disk while it is read."""
+        return self.directory / f"{self.prefix}{number}.fleece"
+
+    def unlink(self, path: Path) -> None:
+        """Take the name from a file that QEMU has opened, so that it ends with its last user, however that ends."""
+        if self.local:
+            with suppress(FileNotFoundError):
+                path.unlink()
+
+    def clear(self) -> None:
+        """Remove what is left of files.
+
+        Raises:
+            StorageError: Something cannot be removed.
+        """
+        if self.local:
+            try:
+                for path in self.directory.glob(f"{self.prefix}*"):
+                    self.unlink(path)
+            except OSError as error:
+                raise storage_error(error, "clear", str(self.directory)) from error
