@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from math import ceil
 from typing import Final
 
 from .units import MiB
@@ -48,11 +49,11 @@ class Setting:
 
 
 class _Trial(Enum):
-    """What may be tried, in turn."""
+    """What may be tried, in turn. Fewer come first: the first rise goes too far where a server is near."""
 
+    FEWER = "fewer"
     LARGER = "larger"
     MORE = "more"
-    FEWER = "fewer"
 
 
 _ROUND: Final = tuple(_Trial)
@@ -143,10 +144,14 @@ class Tuner:
         elif trial is _Trial.MORE:
             changed = not self._waiting(_FULL) and self._set(2 * window, size)
         else:
-            changed = self._waiting(_QUEUED) and self._set(max(self._least, window // 2), size)
+            changed = self._waiting(_QUEUED) and self._set(max(self._least, min(window // 2, self._enough())), size)
         if changed:
             self._previous = before
         return changed
+
+    def _enough(self) -> int:
+        """Steps that would still wait for each other, if their rate stays what it is (Little's law)."""
+        return ceil(self.setting.window * _FULL * self._shortest / self._usual)
 
     def _set(self, window: int, size: int) -> bool:
         """Change the setting as far as the limits allow; whether that is a change."""
