@@ -671,7 +671,8 @@ class RepairAction:
     Attributes:
         object: Name of the object within the repository.
         action: `remove` what a killed writer left; `index` a pack; `replace` an index object; put in `quarantine` what
-            is bad; `release` what is good again; take the place of a lost manifest with a `void`.
+            is bad, or an annotation that is missing; `release` what is good again; take the place of a lost manifest
+            with a `void`.
         reason: Why, in one line.
     """
 

@@ -27,8 +27,8 @@ class Findings:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._found: dict[tuple[str, int | None], _Found] = {}
-        self._known: dict[str, str] = {}  # objects that are bad as such
-        self._known_parts: dict[str, str] = {}  # objects of which a part is bad
+        self._known: dict[str, str] = {}
+        self._known_unneeded: dict[str, str] = {}
         self._untold = 0
         self.objects = 0
         self.blobs = 0
@@ -52,16 +52,16 @@ class Findings:
         with self._lock:
             self._add(key, detail, problem)
 
-    def know(self, key: str, problem: str, *, part: bool = False) -> None:
+    def know(self, key: str, problem: str, *, needed: bool = True) -> None:
         """Note damage that is in quarantine: it is no problem but where some backup needs it.
 
         Args:
             key: The object concerned.
             problem: What is wrong, in one line.
-            part: Whether that is so of a part of it only, and not of the object as such.
+            needed: Whether who needs the object needs what is bad of it.
         """
         with self._lock:
-            (self._known_parts if part else self._known).setdefault(key, problem)
+            (self._known if needed else self._known_unneeded).setdefault(key, problem)
 
     def blame(self, key: str, backup: str, *, detail: int | None = None, problem: str = "") -> None:
         """Record that a backup needs what is damaged.
@@ -101,7 +101,7 @@ class Findings:
         """The objects of which only that is bad which is in quarantine, and which no backup needs."""
         with self._lock:
             told = {key for key, _ in self._found}
-            known = self._known_parts | self._known
+            known = self._known_unneeded | self._known
             keys = sorted(known.keys() - told)
             named = [Problem(object=key, problem=known[key]) for key in keys[:MOST_PROBLEMS]]
             if len(keys) > len(named):

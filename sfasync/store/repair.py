@@ -2,6 +2,7 @@
 
 Packs that no index object has are indexed again, from their own trailers and after every byte of them was checked.
 Index objects that cannot be read are replaced. What is bad goes into quarantine, what turned out good comes out of it.
+Annotations and manifests that are lost are given up, so that verification does not tell of them for ever.
 What killed writers left is removed. Nothing that cannot be read is ever removed, and no backup loses anything.
 
 Packs are listed first, then sessions, then the index: who wrote a pack either lives still, and the pack is left alone,
@@ -17,8 +18,9 @@ from functools import partial
 
 from ..errors import IntegrityError, ObjectMissingError, RepositoryVersionError, printable
 from ..models import RepairAction
+from .annotations import gaps, is_lost
 from .checks import remembered
-from .damage import is_confined, is_lasting
+from .damage import DAMAGE, is_confined, is_lasting
 from .index import encode_index
 from .intake import INDEX_BLOBS, INDEX_PACKS
 from .local import is_temporary
@@ -27,6 +29,7 @@ from .names import (
     PACKS,
     SESSIONS,
     Numbered,
+    annotation_key,
     backup_key,
     end_key,
     index_key,
@@ -39,7 +42,7 @@ from .names import (
 )
 from .objects import ObjectKind, encode
 from .packs import Pack
-from .quarantine import lift_quarantine, put_quarantine
+from .quarantine import BadObject, lift_quarantine, put_quarantine
 from .records import Records
 from .scrub import Examined, bad_object, examine
 from .walk import Stopped
@@ -84,6 +87,7 @@ class Repair:
                 self._index(packs - self._indexed(), damaged, live)
             self._release(packs)
             self._fill_gaps()
+            self._give_up_annotations()
         finally:
             self._locator.close()
 
@@ -180,12 +184,11 @@ class Repair:
         bad = bad_object(pack, examined)
         if bad is None or bad.key in known or (examined.error is not None and not is_lasting(examined.error)):
             return
-        self._do(
-            "quarantine",
-            bad.key,
-            bad.reason,
-            lambda: put_quarantine(self._store, self._records.repository, [bad]),
-        )
+        self._quarantine(bad)
+
+    def _quarantine(self, bad: BadObject) -> None:
+        put = partial(put_quarantine, self._store, self._records.repository, [bad])
+        self._do("quarantine", bad.key, bad.reason, put)
 
     def _write_index(self, packs: list[Pack], supersedes: list[bytes]) -> None:
         if self._dry_run:
@@ -226,14 +229,37 @@ class Repair:
         """Say of manifests that are gone that there is no such backup, so that their numbers are not used again."""
         for gap in self._records.gaps(remembered(self._store, self._records.repository)):
             for seq in range(gap.first, min(gap.last, gap.first + _MOST_FILLED - 1) + 1):
-                if self._is_taken(backup_key(gap.vm, seq)):
-                    continue
-                self._do(
-                    "void",
-                    backup_key(gap.vm, seq),
-                    "there was something, and it is gone: the number is not to be used again",
-                    partial(self._records.put_void, Numbered(gap.vm, seq), "lost"),
-                )
+                self._void(Numbered(gap.vm, seq))
+        for backup in sorted({Numbered(*place[:2]) for place in self._records.annotated()}):
+            if is_lost(self._records, backup):
+                self._void(backup)
+
+    def _give_up_annotations(self) -> None:
+        """Put annotations that are damaged or missing in quarantine: nobody knows what they said."""
+        known = set(self._locator.cache.bad_objects())
+        places = self._records.annotated()
+        for place in places:
+            key = annotation_key(*place)
+            try:
+                self._records.annotation(place)
+            except ObjectMissingError:
+                pass  # removed since it was listed
+            except DAMAGE as error:
+                if key not in known and is_lasting(error):
+                    self._quarantine(BadObject(key=key, blobs=None, reason=str(error)))
+        for gap in gaps(places):
+            if annotation_key(*gap) not in known:
+                self._quarantine(BadObject(key=annotation_key(*gap), blobs=None, reason="it is missing"))
+
+    def _void(self, place: Numbered) -> None:
+        """Take the place of a manifest that is lost, unless there is something in it."""
+        if not self._is_taken(backup_key(*place)):
+            self._do(
+                "void",
+                backup_key(*place),
+                "there was something, and it is gone: the number is not to be used again",
+                partial(self._records.put_void, place, "lost"),
+            )
 
     def _is_taken(self, key: str) -> bool:
         """Whether there is something under a name, if only a directory: that is for people to move away."""

@@ -179,7 +179,7 @@ class Scrubber:
         """Take a pack that is not read for what is known of it."""
         if self.is_known(pack_key(pack)):
             whole = self._cache.rows("SELECT 1 FROM bad_blobs WHERE pack = ? AND kind = 0", (pack,))
-            self._findings.know(pack_key(pack), "it was found damaged earlier", part=not whole)
+            self._findings.know(pack_key(pack), "it was found damaged earlier", needed=bool(whole))
 
     def check_bytes(self, pack: IndexPack) -> None:
         """Read all of a pack that is there: its digest, each blob's digest, and that it says what the index says."""
@@ -261,7 +261,7 @@ class Scrubber:
             (pack, blob.kind, blob.name, blob.raw),
         )
         if known:
-            self._findings.know(pack_key(pack), str(error), part=True)
+            self._findings.know(pack_key(pack), str(error), needed=False)
         else:
             self._findings.add(pack_key(pack), str(error), detail=ordinal)
 

@@ -152,7 +152,7 @@ class Verification:
         self._checks: Checks
         self._bad_objects: list[BadObject] = []
         self._bad_indexes: dict[str, str] = {}  # index objects that are not replaced, and what is wrong with them
-        self._unreadable: set[str] = set()  # index objects, checks and records of damage
+        self._unreadable: set[str] = set()  # index objects, checks, records of damage, annotations in quarantine
         self._astray = False  # a backup needs a blob that no index object has
         self._concerned: set[bytes] = set()  # packs that were looked at
         self._last: dict[str, int] = {}  # the highest number of each VM, as far as it can be known
@@ -216,8 +216,8 @@ class Verification:
         self._check_ends(filter(None, map(parse_end, keys)))
         self._check_journals(filter(None, map(parse_journal, keys)))
         self._check_manifests(places)
-        self._check_annotations(list(filter(None, map(parse_annotation, keys))))
         self._read_index()
+        self._check_annotations(list(filter(None, map(parse_annotation, keys))))
         self._read_checks()
         packs = self._scrubber.packs()
         self._check_packs({pack.id for pack in packs}, workers, threads)
@@ -241,8 +241,9 @@ class Verification:
         self._check_configuration()
         self._check_manifests(places)
         wanted = set(places)
-        self._check_annotations([place for place in self._records.annotated() if Numbered(*place[:2]) in wanted])
+        annotated = [place for place in self._records.annotated() if Numbered(*place[:2]) in wanted]
         self._read_index()
+        self._check_annotations(annotated)
         self._read_checks()
         touched: set[bytes] = set()
 
@@ -301,7 +302,7 @@ class Verification:
             self._check_object(annotation_key(*place), partial(self._records.annotation, place))
             self._annotations[Numbered(*place[:2])].append(annotation_key(*place))
         for gap in gaps(places):
-            self._findings.add(annotation_key(*gap), "is missing: there are later ones")
+            self._tell(annotation_key(*gap), "is missing: there are later ones")
             self._annotations[Numbered(*gap[:2])].append(annotation_key(*gap))
         for backup in self._annotations:
             if is_lost(self._records, backup):
@@ -347,8 +348,18 @@ class Verification:
             if key == CONFIG:
                 self._findings.add(key, str(error))
         except DAMAGE as error:
-            self._findings.add(key, str(error))
+            self._tell(key, str(error))
         self._step()
+
+    def _tell(self, key: str, problem: str) -> None:
+        """Tell what is wrong with a small object. Of an annotation that repair put in quarantine it is known: whatever
+        it said is lost, and its backup restores without.
+        """
+        if parse_annotation(key) is not None and self._scrubber.is_known(key):
+            self._unreadable.add(key)
+            self._findings.know(key, problem, needed=False)
+        else:
+            self._findings.add(key, problem)
 
     # --- index and packs ----------------------------------------------------------------------------------------------
 
@@ -508,6 +519,8 @@ class Verification:
         """Whether an object that was in quarantine was looked at, and is good."""
         if key == INDEX:
             return not self._ids and not self._astray
+        if parse_annotation(key) is not None:
+            return not self._ids and key not in self._unreadable
         if any(parse(key) is not None for parse in (parse_index, parse_check, parse_quarantine)):
             return key not in self._unreadable
         return self._scrubber.is_sound(key)

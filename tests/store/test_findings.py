@@ -42,12 +42,12 @@ def test_known_damage_is_a_problem_for_those_who_need_it() -> None:
     findings = Findings()
     findings.know("a", "bad")
     findings.know("b", "bad")
-    findings.know("c", "blob 1", part=True)
-    findings.know("d", "blob 1", part=True)
+    findings.know("c", "blob 1", needed=False)
+    findings.know("d", "blob 1", needed=False)
     findings.add("d", "blob 2", detail=2)
     findings.blame("b", "first", detail=7)
     findings.blame("c", "second", detail=1, problem="there is no good copy")
-    findings.know("e", "blob 1", part=True)
+    findings.know("e", "blob 1", needed=False)
     findings.blame("e", "nobody", detail=2)
     assert findings.problems() == (
         Problem(object="b", problem="bad", backups=("first",)),

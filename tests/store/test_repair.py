@@ -203,6 +203,48 @@ async def test_temporary_files_of_dead_writers_are_removed(
     assert not left.exists()
 
 
+# --- annotations that are gone ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: flip(path, 100)])
+async def test_an_annotation_that_is_lost_is_given_up(
+    repository: Repository, place: Path, first: Manifest, harm: Callable[[Path], None]
+) -> None:
+    for tag in "abc":
+        await repository.annotate(first.id, add=[tag])
+    _, victim, _ = part(place, "annotations")
+    content, name = victim.read_bytes(), str(victim.relative_to(place))
+    harm(victim)
+    for _ in range(2):
+        (problem,) = (await repository.verify(data=True)).problems
+        assert (problem.object, problem.backups) == (name, (first.id,))
+    result = await repaired(repository, place)
+    assert [(action.action, action.object) for action in result.actions] == [("quarantine", name)]
+    assert result.problems == ()
+    for ids in ([], [first.id]):
+        verified = await repository.verify(ids, data=True)
+        assert (verified.problems, [known.object for known in verified.known]) == ((), [name])
+    assert (await repository.find(first.id)).tags == ("a", "c")
+    victim.write_bytes(content)
+    verified = await repository.verify()
+    assert (verified.problems, verified.known, part(place, "quarantine")) == ((), (), [])
+    assert (await repository.find(first.id)).tags == ("a", "b", "c")
+
+
+async def test_a_lost_backup_that_has_annotations_is_given_up(
+    repository: Repository, place: Path, first: Manifest
+) -> None:
+    await repository.annotate(first.id, add=["x"])
+    victim = manifest_path(repository, place, 1)
+    victim.unlink()
+    name = str(victim.relative_to(place))
+    assert [problem.object for problem in (await repository.verify()).problems] == [name]
+    result = await repaired(repository, place)
+    assert [(action.action, action.object) for action in result.actions] == [("void", name)]
+    assert result.problems == ()
+    assert (await back_up(repository, "web-01", {"vda": CONTENT})).seq == 2
+
+
 # --- manifests that are gone -----------------------------------------------------------------------------------------
 
 
