@@ -23,7 +23,11 @@ from ..nbd import const
 Admit = Callable[[str], Awaitable[bool]]
 """Whether an export of that name is to be had now; makes it ready."""
 
+Moved = Callable[["Gateway"], None]
+"""Is told that data of some disk was passed on."""
+
 _PIECE = 256 << 10  # bytes passed on at once
+_DATA = 64 << 10  # bytes that a conversation has only when data of a disk is among them
 _LAST_BYTES_SECONDS = 1.0
 _LONGEST_OPTION = 8 << 10
 _OPTION = struct.Struct(">II")
@@ -42,13 +46,13 @@ class Gateway:
     Attributes:
         port: The port; it stays the same when the service is killed and started again.
         style: How TLS begins.
+        moved: Is told that data of a disk was passed on.
     """
 
-    def __init__(
-        self, upstream: Path, context: ssl.SSLContext, admit: Admit, *, style: TlsStyle, port: int = 0
-    ) -> None:
-        self.port = port
+    def __init__(self, upstream: Path, context: ssl.SSLContext, admit: Admit, *, moved: Moved, style: TlsStyle) -> None:
+        self.port = 0
         self.style = style
+        self.moved = moved
         self._upstream = upstream
         self._context = context
         self._admit = admit
@@ -136,7 +140,7 @@ class _Conversation:
             self._writer.write(await answers.readexactly(_GREETING))
             upstream.write(await self._reader.readexactly(_CLIENT_FLAGS))
             first = await self._first_option()
-            ways = (self._requests(first, upstream), _pass_on(answers, self._writer))
+            ways = (self._requests(first, upstream), self._pass_on(answers, self._writer))
             tasks = [asyncio.create_task(way) for way in ways]
             try:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -174,7 +178,7 @@ class _Conversation:
                 upstream.write(magic)
                 break
             option, data = await self._option(magic)
-        await _pass_on(self._reader, upstream)
+        await self._pass_on(self._reader, upstream)
 
     async def _haggle(self, option: int, data: bytes, upstream: asyncio.StreamWriter) -> None:
         if option == const.OPT_LIST:
@@ -195,6 +199,15 @@ class _Conversation:
             raise EOFError  # nothing that a client of ours could have to say
         return option, await self._reader.readexactly(length)
 
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        passed = 0
+        while data := await reader.read(_PIECE):
+            writer.write(data)
+            await writer.drain()
+            passed += len(data)
+            if passed >= _DATA:
+                self._gateway.moved(self._gateway)
+
     def _reply(self, option: int, reply: int, text: bytes = b"") -> None:
         self._writer.write(_REPLY.pack(const.OPTION_REPLY_MAGIC, option, reply, len(text)) + text)
 
@@ -204,9 +217,3 @@ def _name(data: bytes) -> bytes:
     if len(data) < _LENGTH.size:
         raise EOFError
     return data[_LENGTH.size : _LENGTH.size + _LENGTH.unpack_from(data)[0]]
-
-
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(_PIECE):
-        writer.write(data)
-        await writer.drain()

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-
-import uvicorn
-from starlette.applications import Starlette
+from typing import Self
 
 from ..errors import UsageError, printable
 from ..models import ExportAddress, TlsStyle
+from ..platform.scp.settings import ScpSettings
 from ..programs import require_tools
 from ..tasks import finish
 from ..transport.export import open_export
 from .authority import Authority
 from .gateway import Gateway
+from .guest import fill, scatter
 from .hypervisor import Hypervisor
 from .leases import leases
 from .machines import Inventory, Machine, MachineSpec, Snapshot
@@ -30,7 +27,10 @@ from .openapi.accounts import Accounts
 from .openapi.app import application
 from .openapi.site import Site
 from .openapi.tasks import Tasks
+from .serving import served
+from .settings import password_of, settings
 from .storage import storage
+from .trouble import Trouble
 
 TOOLS = {"qemu-storage-daemon": "qemu-system-common"}
 """Programs that a lab starts, and the Debian packages that bring them."""
@@ -47,6 +47,7 @@ class Lab:
     Args:
         machines: Machines that are made, unless there are some of the same name.
         directory: Where disks are kept; None for a temporary directory, which goes with the lab.
+        sockets: Where Unix sockets are made, with a path that is short enough; None for a temporary directory.
         lease_speed: Seconds of a lease in a second of ours, so that a test need not wait for a minute.
         tls_style: How TLS begins at the data service.
 
@@ -61,11 +62,13 @@ class Lab:
         machines: Sequence[MachineSpec | str] = (),
         *,
         directory: Path | None = None,
+        sockets: Path | None = None,
         lease_speed: float = 1.0,
         tls_style: TlsStyle = "starttls",
     ) -> None:
         self._wanted = [MachineSpec.parse(each) if isinstance(each, str) else each for each in machines]
         self._directory = directory
+        self._sockets = sockets
         self._lease_speed = lease_speed
         self._tls_style = tls_style
         self._stack = AsyncExitStack()
@@ -108,6 +111,17 @@ class Lab:
         """Where the data service is."""
         return self.site.gateway.port
 
+    @property
+    def settings(self) -> ScpSettings:
+        """What a client needs to know of it; it logs in with the password."""
+        return settings(
+            url=self.url,
+            ca_file=self._ca_file,
+            credentials=password_of(self.accounts),
+            port=self.port,
+            tls_style=self._tls_style,
+        )
+
     # --- what is in it -----------------------------------------------------------------------------------------------
 
     @property
@@ -139,8 +153,10 @@ class Lab:
     # --- inside ------------------------------------------------------------------------------------------------------
 
     async def _open(self, stack: AsyncExitStack) -> None:
-        directory = stack.enter_context(_directory(self._directory))
-        sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sfasync-lab-")))
+        directory = self._directory or stack.enter_context(_temporary())
+        sockets = self._sockets or stack.enter_context(_temporary())
+        self._ca_file = directory / "ca.pem"
+        self._ca_file.write_bytes(self.ca_pem)
         hypervisor = Hypervisor(directory, await stack.enter_async_context(storage(sockets)), Inventory.load(directory))
         await hypervisor.open()
         for spec in self._wanted:
@@ -149,7 +165,9 @@ class Lab:
         misbehaviour = Misbehaviour()
         granted = await stack.enter_async_context(leases(hypervisor, misbehaviour, speed=self._lease_speed))
         cluster = Authority("SANGFOR HCI")
-        gateway = Gateway(sockets / "nbd", cluster.context, granted.admit, style=self._tls_style)
+        trouble = Trouble(misbehaviour, hypervisor, granted)
+        stack.push_async_callback(trouble.aclose)
+        gateway = Gateway(sockets / "nbd", cluster.context, granted.admit, moved=trouble.moved, style=self._tls_style)
         await gateway.start()
         stack.push_async_callback(gateway.kill)
         tasks = Tasks(misbehaviour)
@@ -163,7 +181,9 @@ class Lab:
             misbehaviour=misbehaviour,
             ca_cert=cluster.base64_der,
         )
-        self._port = await stack.enter_async_context(served(application(self._site), self._authority))
+        listener = socket.create_server(("127.0.0.1", 0))
+        self._port = listener.getsockname()[1]
+        await stack.enter_async_context(served(application(self._site), listener, self._authority.context))
 
 
 class LabMachine:
@@ -231,53 +251,31 @@ class LabDisk:
             await disk.write(offset, data)
             await disk.flush()
 
+    async def fill(self, offset: int, length: int | None, pattern: int) -> int:
+        """Write one byte over and over; up to the disk's end without a length.
 
-class _Server(uvicorn.Server):
-    """uvicorn without its hold on the process's signals, which are not a library's to take.
+        Returns:
+            Bytes written.
 
-    Attributes:
-        listening: Set when it does.
-    """
+        Raises:
+            UsageError: As of `write`.
+        """
+        async with self.opened() as address, await open_export(address) as disk:
+            length = max(0, disk.size - offset) if length is None else length
+            await fill(disk, offset, length, pattern)
+            return length
 
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = asyncio.Event()
+    async def scatter(self, count: int, seed: int) -> int:
+        """Write random data to random places, as of `guest.scatter`.
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        with nullcontext():
-            yield
-
-
-@asynccontextmanager
-async def served(app: Starlette, authority: Authority) -> AsyncIterator[int]:
-    """An application with TLS on a free port of 127.0.0.1, for the time of the block; gives the port."""
-    config: dict[str, Any] = {"lifespan": "off", "log_config": None, "access_log": False, "server_header": False}
-    server = _Server(uvicorn.Config(app, http="h11", timeout_graceful_shutdown=1, **config))
-    server.config.load()
-    server.config.ssl = authority.context
-    listener = socket.create_server(("127.0.0.1", 0))
-    port: int = listener.getsockname()[1]
-    serving = asyncio.create_task(server.serve(sockets=[listener]), name="lab: interface")
-    try:
-        await server.listening.wait()
-        yield port
-    finally:
-        server.should_exit = True
-        await serving
+        Raises:
+            UsageError: The machine is switched off.
+        """
+        async with self.opened() as address, await open_export(address) as disk:
+            return await scatter(disk, count, seed)
 
 
 @contextmanager
-def _directory(wanted: Path | None) -> Iterator[Path]:
-    if wanted is not None:
-        yield wanted
-        return
-    made = Path(tempfile.mkdtemp(prefix="sfasync-lab-disks-"))
-    try:
-        yield made
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+def _temporary() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="sfasync-lab-") as directory:
+        yield Path(directory)

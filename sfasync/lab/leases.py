@@ -83,7 +83,7 @@ class Leases:
         Raises:
             PlatformError: The disks of a machine that runs cannot be written.
         """
-        if any(each.machine is lease.machine and each.status == "running" for each in self._leases.values()):
+        if self.of(lease.machine):
             lease.status = "occupied"
             return
         if lease.kind == "restore":
@@ -100,7 +100,11 @@ class Leases:
 
     def of(self, machine: Machine) -> list[Lease]:
         """Leases of a machine that run."""
-        return [each for each in self._leases.values() if each.machine is machine and each.status == "running"]
+        return [each for each in self.running() if each.machine is machine]
+
+    def running(self) -> list[Lease]:
+        """Leases that run."""
+        return [each for each in self._leases.values() if each.status == "running"]
 
     def all(self) -> list[Lease]:
         """What has not ended."""
@@ -139,16 +143,6 @@ class Leases:
             for lease in self.all():
                 if lease.deadline < self._now():
                     await self._end(lease, "expired")
-            for lease in [each for each in self.all() if each.status == "running"]:
-                await self._take_back(lease)
-
-    async def _take_back(self, lease: Lease) -> None:
-        """What the platform was told to do wrong with a lease that runs."""
-        snapshots = lease.machine.snapshots
-        if lease.kind == "backup" and lease.exports and snapshots and self._misbehaviour.due("snapshot-deleted"):
-            await self._hypervisor.remove_snapshot(lease.machine, snapshots[-1])
-        if self._misbehaviour.due("lease-cancelled"):
-            await self._end(lease, "cancelled")
 
     async def _serve(self, lease: Lease, name: str) -> bool:
         _, snapshot, disk_id = _parts(lease, name)

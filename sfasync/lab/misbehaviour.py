@@ -24,12 +24,12 @@ FAULTS: Final[Mapping[str, str]] = {
     "slow-task": "a task takes 5 s",
     "failed-task": "a task fails",
     "lease-not-renewed": "a renewal is answered as if it had been done",
-    "lease-cancelled": "the platform takes the backup resource back, now or as soon as there is one",
-    "snapshot-deleted": "somebody deletes the snapshot that is being read, now or as soon as one is",
+    "lease-cancelled": "the platform takes the backup resource back while a disk is read or written",
+    "snapshot-deleted": "somebody deletes the snapshot that is being read",
     "cbt-expired": "changed areas are refused: tracking has expired",
     "cbt-missing-page": "an answer about changed areas says that it covers more than it does",
     "cbt-repeated-page": "an answer about changed areas is that of the call before",
-    "nbd-killed": "the data service ends, and comes back with the next backup resource",
+    "nbd-killed": "the data service ends while a disk is read or written, and comes back with the next backup resource",
 }
 """Names of faults, and what happens each time."""
 

@@ -1,0 +1,49 @@
+"""Serves an ASGI application for the time of a block."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its hold on the process's signals, which are not a library's to take.
+
+    Attributes:
+        listening: Set when it does.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def served(app: Starlette, listener: socket.socket, context: ssl.SSLContext | None = None) -> AsyncIterator[None]:
+    """An application on a socket, for the time of the block; with TLS if there is a context."""
+    config: dict[str, Any] = {"lifespan": "off", "log_config": None, "access_log": False, "server_header": False}
+    server = _Server(uvicorn.Config(app, http="h11", timeout_graceful_shutdown=1, **config))
+    server.config.load()
+    server.config.ssl = context
+    serving = asyncio.create_task(server.serve(sockets=[listener]), name="lab: interface")
+    try:
+        await server.listening.wait()
+        yield
+    finally:
+        server.should_exit = True
+        await serving
