@@ -15,19 +15,12 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from ...credentials import AccessKey, Password
-from ...errors import (
-    AuthenticationError,
-    BusyError,
-    CbtExpiredError,
-    PlatformError,
-    SfasyncError,
-    UsageError,
-    printable,
-)
+from ...errors import UsageError
 from ...models import Retry
 from .authorization import Authorizer, KeyAuthorizer
 from .clock import ServerClock
-from .envelope import Refusal, data, decoded, malformed, refused
+from .envelope import data, decoded, malformed, refused
+from .failures import Failures
 from .http import MAX_BODY, Answer, Server
 from .login import TokenAuthorizer
 from .paths import Paths
@@ -84,6 +77,9 @@ class ScpClient:
         settings: The platform, and who we are.
         pace: How pauses grow between attempts.
 
+    Attributes:
+        failures: Makes the errors for what the platform refuses.
+
     Raises:
         UsageError: The settings have no credentials, or name files that cannot be used.
     """
@@ -92,6 +88,7 @@ class ScpClient:
         self._settings = settings
         self._redactor = Redactor()
         self._clock = ServerClock()
+        self.failures = Failures(settings, self._redactor, self._clock)
         self._paths = Paths(settings.paths, hci=settings.product == "hci", encode_colon=settings.dialect.encode_colon)
         self._patience = Patience(settings.timeouts.retry, pace)
         self._server = Server(settings.origin, platform_context(settings), settings.hostname, settings.timeouts)
@@ -242,33 +239,6 @@ class ScpClient:
         body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
         await self._ask(operation, ids, query, body, f"multipart/form-data; boundary={boundary}")
 
-    def failure(self, operation: str, refusal: Refusal) -> SfasyncError:
-        """The error for a refusal, or for a task that failed, in words that have no secret in them."""
-        text = printable(self._redactor.clean(refusal.text))
-        reason = None if refusal.reason is None else printable(self._redactor.clean(refusal.reason))
-        said = f" ({reason or refusal.status})" + (f": {text}" if text else "")
-        if refusal.status == 401:
-            return AuthenticationError(
-                f"the platform does not accept our credentials for '{operation}'{said}{self._skew()}"
-            )
-        if refusal.status == 403:
-            return AuthenticationError(
-                f"the platform does not allow us '{operation}'{said}; the account needs the rights of the template for"
-                " agentless backup"
-            )
-        if refusal.status == 409:
-            return BusyError(f"the platform is busy with '{operation}'{said}")
-        if refusal.status is not None and 300 <= refusal.status < 400:
-            return PlatformError(
-                f"the platform wants us to go elsewhere for '{operation}' ({refusal.status}), which is not done: our"
-                " credentials are for the configured address only",
-                status=refusal.status,
-            )
-        message = f"the platform refused '{operation}'{said}"
-        if any(sign.casefold() in refusal.text.casefold() for sign in self._settings.dialect.expired):
-            return CbtExpiredError(message, status=refusal.status, reason=reason)
-        return PlatformError(message, status=refusal.status, reason=reason)
-
     # --- one call ----------------------------------------------------------------------------------------------------
 
     async def _ask(
@@ -294,7 +264,7 @@ class ScpClient:
         assert refusal is not None, "an answer that is none was returned"
         if refusal.status == 404 and repeated and self._paths.method(operation) == "DELETE":
             return Answer(204, {}, b"")  # done by a request whose answer was lost
-        raise self.failure(operation, refusal)
+        raise self.failures.of_refusal(operation, refusal)
 
     async def _sent(
         self, operation: str, target: str, body: bytes, content_type: str, token: str | None
@@ -346,17 +316,9 @@ class ScpClient:
                 clock=self._clock,
                 patience=self._patience,
                 redactor=self._redactor,
-                failure=self.failure,
+                failures=self.failures,
             )
         raise UsageError(f"there are no credentials for {settings.origin}; give an access key, or user and password")
-
-    def _skew(self) -> str:
-        """What may be wrong with a signature besides the key."""
-        if not isinstance(self._settings.credentials, AccessKey):
-            return ""
-        offset = self._clock.offset
-        clock = f"; our clock is off by {offset:.0f} s" if offset else ""
-        return f"{clock}; a signature also depends on region and service, which are settings"
 
 
 def _page(raw: msgspec.Raw, kind: type[_T], operation: str) -> _Page[_T]:

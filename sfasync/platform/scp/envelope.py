@@ -32,12 +32,12 @@ class Refusal:
     """A request that the platform did not carry out.
 
     Attributes:
-        status: Of HTTP, or the envelope's code where that has one of HTTP's numbers; None for a task.
+        status: Of HTTP, or the envelope's code where that has one of HTTP's numbers.
         reason: The platform's own code, if it gave one.
         text: What it says, in its language; not fit to be shown before it is cleaned.
     """
 
-    status: int | None
+    status: int
     reason: str | None = None
     text: str = ""
 

@@ -13,7 +13,6 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
@@ -23,7 +22,8 @@ from ...credentials import Password
 from ...errors import AuthenticationError
 from .authorization import Ticket
 from .clock import ServerClock
-from .envelope import Refusal, data, malformed, refused
+from .envelope import data, malformed, refused
+from .failures import Failures
 from .http import Answer, Server
 from .paths import Paths
 from .patience import Patience
@@ -65,7 +65,7 @@ class TokenAuthorizer:
         clock: The platform's.
         patience: Asks.
         redactor: Learns what must not be shown.
-        failure: The error for a refusal.
+        failures: Makes the errors for refusals.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class TokenAuthorizer:
         clock: ServerClock,
         patience: Patience,
         redactor: Redactor,
-        failure: Callable[[str, Refusal], Exception],
+        failures: Failures,
     ) -> None:
         self._credentials = credentials
         self._server = server
@@ -86,7 +86,7 @@ class TokenAuthorizer:
         self._clock = clock
         self._patience = patience
         self._redactor = redactor
-        self._failure = failure
+        self._failures = failures
         self._padding = settings.dialect.padding
         self._suffix = "" if self._padding == "pkcs1" else "-v2"
         self._lock = asyncio.Lock()
@@ -172,7 +172,7 @@ class TokenAuthorizer:
             answer = await self._patience.ask(operation, method, send)
             refusal = refused(answer)
         if refusal is not None:
-            raise self._failure(operation, refusal)
+            raise self._failures.of_refusal(operation, refusal)
         return answer
 
     def _headers(self, body: bytes) -> dict[str, str]:

@@ -6,9 +6,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final
 
-from ...errors import PlatformError, printable
+from ...errors import PlatformError
 from .client import ScpClient
-from .envelope import Refusal
 
 DONE: Final = "finish"
 _FAILED: Final = ("failure", "canceled")
@@ -85,10 +84,9 @@ async def wait(client: ScpClient, task_id: str, *, timeout: float, poll: float) 
         task = await client.call("task", Task, ids={"task_id": task_id})
         if task.status == DONE:
             return task
-        what = printable(task.action or task_id)
         if task.failed:
-            raise client.failure(f"task '{what}'", Refusal(None, task.status, task.reasons))
+            raise client.failures.of_task(task.action or task_id, task.status, task.reasons)
         if loop.time() + pause > end:
-            raise PlatformError(f"task '{what}' is not done after {timeout:g} s; the platform goes on with it")
+            raise PlatformError(f"task {task_id} is not done after {timeout:g} s; the platform goes on with it")
         await asyncio.sleep(pause)
         pause = min(pause * 2, poll)
