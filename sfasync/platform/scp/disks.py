@@ -46,9 +46,7 @@ def vm_disks(server: Server, frozen: SnapshotDetails) -> list[VmDisk]:
         PlatformError: The size of one is not told.
     """
     listed = server.disks or ()
-    return [
-        _joined(server, disk, _same(disk, place, listed, len(frozen.disks))) for place, disk in enumerate(frozen.disks)
-    ]
+    return [_joined(server, disk, _named(disk.device_id, listed)) for disk in frozen.disks]
 
 
 def chosen(known: Sequence[VmDisk], wanted: Sequence[str] | None, vm: str) -> list[VmDisk]:
@@ -68,17 +66,30 @@ def chosen(known: Sequence[VmDisk], wanted: Sequence[str] | None, vm: str) -> li
     return found
 
 
-def _same(disk: SnapshotDisk, place: int, listed: Sequence[ServerDisk], count: int) -> ServerDisk | None:
-    """The same disk on the VM's page: of that id, or of that number, or at that place."""
+def disk_of(server: Server, disk: str) -> ServerDisk:
+    """A disk on the VM's page, by the id that calls want.
+
+    Raises:
+        UsageError: The VM has no such disk.
+    """
+    found = _named(disk, server.disks or ())
+    if found is None:
+        has = ", ".join(one.id for one in server.disks or ()) or "none"
+        raise UsageError(f"VM '{printable(server.name)}' has no disk '{printable(disk)}'; it has {has}", disk=disk)
+    return found
+
+
+def _named(disk: str, listed: Sequence[ServerDisk]) -> ServerDisk | None:
+    """The disk of that id, or of that number."""
+    number = _NUMBER.fullmatch(disk)
     for one in listed:
-        if one.id == disk.device_id:
+        if one.id == disk:
             return one
-    number = _NUMBER.fullmatch(disk.device_id)
     for one in listed:
         other = _NUMBER.fullmatch(one.id)
         if number and other and number[1] == other[1]:
             return one
-    return listed[place] if len(listed) == count else None
+    return None
 
 
 def _joined(server: Server, disk: SnapshotDisk, listed: ServerDisk | None) -> VmDisk:

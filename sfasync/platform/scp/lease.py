@@ -19,8 +19,8 @@ from ...errors import BusyError, PlatformError, SfasyncError, printable
 from ...tasks import cancelled
 from .answers import Resource
 from .api import ResourceKind, ScpApi
-from .journal import Run
-from .undo import never_made
+from .journal import Entry, Run
+from .undo import never_made, remove
 
 log = logging.getLogger("sfasync")
 
@@ -80,18 +80,22 @@ class Lease:
     def __init__(
         self,
         api: ScpApi,
-        identity: str,
+        run: Run,
+        entry: Entry,
         resource: Resource,
         tenure: Tenure,
         also: Callable[[], Awaitable[str | None]],
     ) -> None:
-        self.id = identity
+        self.id = entry.id
         self.ca_cert = resource.ca_cert
         self.host_id = resource.host_id
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._api = api
+        self._run = run
+        self._entry = entry
         self._tenure = tenure
         self._also = also
+        self._keeper = asyncio.create_task(self._keep())
 
     def __repr__(self) -> str:
         state = f"lost: {self.lost.result()}" if self.lost.done() else f"until {self._tenure.end:.0f}"
@@ -106,8 +110,20 @@ class Lease:
         if not self.lost.done():
             await self._look()
 
-    async def keep(self) -> None:
-        """Renew until it is lost, or until this is cancelled."""
+    async def stop(self) -> None:
+        """Renew it no more."""
+        await cancelled(self._keeper)
+
+    async def release(self) -> None:
+        """Give it back.
+
+        Raises:
+            SfasyncError: The platform does not take it; it runs out by itself.
+        """
+        await self.stop()
+        await remove(self._api, self._run, self._entry)
+
+    async def _keep(self) -> None:
         while not self.lost.done():
             await asyncio.sleep(self._tenure.pause(_now()))
             await self._keep_once()
@@ -203,12 +219,11 @@ async def leased(
         raise PlatformError(f"the platform had no lease on the VM ready in {timeout:g} s") from None
     tenure = Tenure(seconds, asked + seconds)
     tenure.told(asked, resource.remain_time)
-    lease = Lease(api, identity, resource, tenure, also)
-    keeper = asyncio.create_task(lease.keep())
+    lease = Lease(api, run, entry, resource, tenure, also)
     try:
         yield lease
     finally:
-        await cancelled(keeper)
+        await lease.stop()
 
 
 async def _ready(api: ScpApi, identity: str) -> tuple[Resource, float]:

@@ -19,6 +19,7 @@ from .answers import CbtStatus, Server
 from .api import ScpApi
 from .journal import Journal
 from .resolve import ResourceResolver
+from .restore import RestoredVm, restored_vm
 from .settings import ScpSettings
 from .site import Site
 from .snapshot import FrozenVm, frozen_vm
@@ -91,6 +92,30 @@ class ScpPlatform:
             AuthenticationError, TlsError, StorageError: As they say; likewise.
         """
         async with frozen_vm(self._site, vm, disks=disks, base=base or {}, chain=chain, reuse=reuse) as view:
+            yield view
+
+    @asynccontextmanager
+    async def restore(
+        self,
+        vm: str | None,
+        *,
+        new_name: str | None = None,
+        config: bytes | None,
+        files: Mapping[str, bytes],
+        disks: Mapping[str, int],
+        since: Mapping[str, Checkpoint] | None = None,
+    ) -> AsyncIterator[RestoredVm]:
+        """As `Platform.restore`.
+
+        Raises:
+            UsageError: The VM cannot be restored so: it runs, a disk is missing or too small, a name is taken.
+            BusyError: Something else is going on with the VM.
+            PlatformError: The platform failed or refused; what was made is removed.
+            AuthenticationError, TlsError, StorageError: As they say; likewise.
+        """
+        async with restored_vm(
+            self._site, vm, new_name=new_name, config=config, files=files, disks=disks, since=since
+        ) as view:
             yield view
 
     async def cleanup(self, *, dry_run: bool = False) -> Sequence[Leftover]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from ...errors import PlatformError, UsageError, printable
@@ -23,6 +24,15 @@ from .settings import NbdSettings, ScpSettings
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _MANAGEMENT: Final = "mgmt"
+_REMEMBERED: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What all disks of a leased VM have in common."""
+
+    host: str
+    ca_cert: str | None
 
 
 class ResourceResolver:
@@ -36,6 +46,7 @@ class ResourceResolver:
     def __init__(self, api: ScpApi, settings: ScpSettings) -> None:
         self._api = api
         self._settings = settings
+        self._known: dict[str, _Place] = {}
 
     def __repr__(self) -> str:
         return f"<ResourceResolver of {self._settings.origin}>"
@@ -51,9 +62,14 @@ class ResourceResolver:
             raise UsageError(
                 f"disk '{printable(request.disk_id)}' is served only while its VM is leased", disk=request.disk_id
             )
-        resource = await self._api.resource(request.resource_id)
-        host = await self._host(resource.host_id, request.server_id)
-        return address_of(self._settings, request, host=host, ca_cert=resource.ca_cert)
+        place = self._known.get(request.resource_id)
+        if place is None:
+            resource = await self._api.resource(request.resource_id)
+            place = _Place(await self._host(resource.host_id, request.server_id), resource.ca_cert)
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[request.resource_id] = place
+        return address_of(self._settings, request, host=place.host, ca_cert=place.ca_cert)
 
     async def _host(self, host_id: str | None, server_id: str) -> str:
         """The host of the NBD service."""

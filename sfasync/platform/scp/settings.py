@@ -101,7 +101,7 @@ class NbdSettings:
     host: str | None = None
     hosts: Mapping[str, str] = field(default_factory=dict)
     port: int = 10809
-    export: str = "{vm_id}/{disk_id}@{snapshot_id}"
+    export: str = "{resource_id}/{disk_id}"
     tls_style: TlsStyle = "starttls"
     check_hostname: bool = True
     hostname: str | None = None

@@ -100,6 +100,8 @@ async def changes_since(
     Raises:
         PlatformError: The platform does not answer.
     """
+    if not base:
+        return {disk.id: Changes(reason="first-backup") for disk in disks}
     return {
         disk.id: await _changes_of(site, server, disk, frozen, base.get(disk.id), checkpoint_of(disk, frozen, status))
         for disk in disks
