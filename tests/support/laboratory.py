@@ -47,7 +47,7 @@ class Laboratory:
             "credentials": Password(self.told["user"], self.told["password"]),
             "ca_file": self.directory / "lab-ca.pem",
             "enable_cbt": True,
-            "nbd": NbdSettings(host="127.0.0.1", port=self.told["port"]),
+            "nbd": NbdSettings(port=self.told["port"], networks=("127.0.0.0/8",)),
             "timeouts": _TIMEOUTS,
         }
         return ScpSettings(url=self.told["url"], **{**defaults, **values})
