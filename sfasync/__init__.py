@@ -18,6 +18,7 @@ from . import _version
 
 if TYPE_CHECKING:
     from .config import Configuration
+    from .drivers import open_platform
     from .engine import Engine
     from .errors import (
         ArgumentError,
@@ -206,6 +207,7 @@ __all__ = [
     "__version__",
     "connect",
     "format_uri",
+    "open_platform",
     "parse_uri",
 ]
 
@@ -221,6 +223,7 @@ _MODULES = {
     "nbd.uri": ("format_uri", "parse_uri"),
     # where disks come from
     "config": ("Configuration",),
+    "drivers": ("open_platform",),
     "platform.plain": ("PlainPlatform",),
     "resolvers": ("EndpointTemplate", "TableResolver"),
     # records

@@ -28,6 +28,8 @@ _COMMANDS = (
     "repair",
     "copy",
     "info",
+    "vms",
+    "cleanup",
     "demo",
     "bench",
 )

@@ -17,6 +17,7 @@ from ..models import Limits, Retry, TlsPolicy
 from ..units import parse_size
 from .configuration import choose, configuration
 from .output import Output
+from .platforms import choose_platforms, complete_platform
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -175,6 +176,16 @@ repository = click.option(
     envvar="SFASYNC_REPOSITORY",
     callback=_repository_place,
     help="The repository, or its name in the configuration file; SFASYNC_REPOSITORY, or default, if not given.",
+)
+
+
+platforms = click.option(
+    "--platform",
+    "platforms",
+    metavar="P",
+    callback=choose_platforms,
+    shell_complete=complete_platform,
+    help="Name of the platform in the configuration file; all of them, if not given.",
 )
 
 

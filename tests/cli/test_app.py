@@ -30,6 +30,8 @@ COMMANDS = [
     "repair",
     "copy",
     "info",
+    "vms",
+    "cleanup",
     "demo",
     "bench",
 ]
