@@ -464,8 +464,8 @@ class Verification:
                     self._findings.blame(key, manifest.id)
                 count += 1
         self._astray = walk.astray
-        for key, problem in self._bad_indexes.items() if walk.astray else ():
-            self._findings.add(key, problem)  # it may have what is missed, known or not
+        for key, problem in self._bad_indexes.items() if walk.lost else ():
+            self._findings.add(key, problem)  # known or not: it may know of a good copy
         return count, walk.blobs
 
     # --- what is remembered -------------------------------------------------------------------------------------------

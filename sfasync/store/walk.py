@@ -43,6 +43,7 @@ class BackupWalk:
 
     Attributes:
         blobs: How many were found in place.
+        lost: Whether one has no good copy.
         astray: Whether one was in no index object.
     """
 
@@ -67,7 +68,7 @@ class BackupWalk:
         self._stopped = stopped
         self._backup = ""
         self.blobs = 0
-        self.astray = False
+        self.lost = self.astray = False
         for table in ("sound", "unsound"):
             self._cache.execute(_SEEN.format(table) + _SEEN_KEY)
         self._cache.execute("DELETE FROM sound")
@@ -137,6 +138,7 @@ class BackupWalk:
 
     def _blame(self, kind: BlobKind, name: bytes, length: int) -> None:
         """Tell who needs a blob of which no copy is good."""
+        self.lost = True
         locations = self._locator.locations(kind, name, length)
         for location in locations:
             problem = f"{describe(kind, name)} was found damaged earlier, and there is no good copy of it"

@@ -253,6 +253,21 @@ async def test_what_nobody_could_let_out_is_named_when_it_goes_bad_again(
     assert [known.object for known in (await repository.verify(data=True)).known] == [str(index.relative_to(place))]
 
 
+async def test_an_index_object_that_may_know_of_a_good_copy_is_a_problem_each_time(
+    repository: Repository, place: Path, first: Manifest
+) -> None:
+    damage_chunk(repository, place, first, 1)
+    await repository.verify(data=True)
+    before = set(files(place / "domains/default/index"))
+    await back_up(repository, "web-02", {"vda": CONTENT})
+    (index,) = set(files(place / "domains/default/index")) - before
+    flip(index, 200)
+    for data in (True, True, False):
+        result = await repository.verify(data=data)
+        assert str(index.relative_to(place)) in {problem.object for problem in result.problems}
+        assert result.known == ()
+
+
 async def test_an_index_object_that_is_replaced_does_not_rot_unseen(
     repository: Repository, place: Path, first: Manifest
 ) -> None:
