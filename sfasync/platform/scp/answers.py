@@ -238,10 +238,12 @@ class SnapshotDisk:
     Attributes:
         device_id: The disk's id in every call.
         size: Bytes, as far as the configuration tells; the NBD service says it exactly.
+        serial: The serial number that its guest sees; None if there is none.
     """
 
     device_id: str
     size: int | None
+    serial: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -403,7 +405,9 @@ def _disks(raw: msgspec.Raw | None, operation: str) -> tuple[SnapshotDisk, ...]:
             _value(members, "sizemb", float, operation),
             _value(members, "sizegb", float, operation),
         )
-        disks.append(SnapshotDisk(device_id=disk, size=size))
+        advanced = _members(members.get("advancedconfig"), operation)
+        serial = _value(advanced, "serialnumber", str, operation) or None
+        disks.append(SnapshotDisk(device_id=disk, size=size, serial=serial))
     if len({disk.device_id for disk in disks}) != len(disks):
         raise malformed(operation, "a disk is there twice")
     return tuple(disks)

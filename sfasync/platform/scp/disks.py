@@ -25,7 +25,7 @@ class VmDisk:
     Attributes:
         id: What calls want.
         size: Bytes.
-        identity: What tells it from another disk of that id: its VM, datastore and file.
+        identity: What tells it from another disk of that id: its VM, datastore, file and serial number.
         storage_id: Its datastore; None if that is not told.
     """
 
@@ -98,4 +98,5 @@ def _joined(server: Server, disk: SnapshotDisk, listed: ServerDisk | None) -> Vm
         raise PlatformError(f"the platform does not tell the size of disk '{printable(disk.device_id)}'")
     storage = (listed.storage_id if listed else None) or server.storage_id
     file = ((listed.storage_file if listed else None) or "").rpartition(":")[2]
-    return VmDisk(disk.device_id, size, f"{server.id}/{disk.device_id}/{storage or ''}/{file}", storage)
+    identity = "/".join((server.id, disk.device_id, storage or "", file, disk.serial or ""))
+    return VmDisk(disk.device_id, size, identity, storage)

@@ -180,13 +180,13 @@ async def _existing(
         raise UsageError(f"VM '{printable(server.name)}' is not off; stop it before its disks are written")
     _require_same_cipher(server, origin)
     await _clean_up_before(site, server)
-    status = await tracking(site, server, enable=False)
+    tracked = await tracking(site, server, enable=False)
     changes = {disk: Changes(reason="not-differential") for disk in disks}
     if since is not None:
         entry = await take_snapshot(site, run, server, _PREFIX)
         frozen = await site.api.snapshot(server.id, entry.id)
         known = [disk for disk in vm_disks(server, frozen) if disk.id in disks]
-        changes |= await changes_since(site, server, known, frozen, since, status)
+        changes |= await changes_since(site, server, known, frozen, since, tracked)
     same = origin is not None and origin.server_id == server.id
     if same and config is not None:
         body = vmconf.for_the_same_vm(vmconf.parse(config))
@@ -195,9 +195,9 @@ async def _existing(
     _require_room(server, disks)
     if same:
         await _upload(site, server, files)
-    if status.is_enabled:
+    if tracked.now.is_enabled:
         await begin_anew(site, server)
-    return _Target(server, None, changes, status.is_enabled)
+    return _Target(server, None, changes, tracked.now.is_enabled)
 
 
 async def _clean_up_before(site: Site, server: Server) -> None:

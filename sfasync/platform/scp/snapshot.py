@@ -170,10 +170,10 @@ async def frozen_vm(
     await _require_eligible(site, server)
     async with site.run() as run:
         adopted = await _clean_up_before(site, run, server, chain, reuse)
-        status = await tracking(site, server, enable=site.settings.enable_cbt)
+        tracked = await tracking(site, server, enable=site.settings.enable_cbt)
         entry = adopted or await take_snapshot(site, run, server, prefix_of(chain))
         frozen = await _details(site, server, entry, disks)
-        changes = await changes_since(site, server, frozen.disks, frozen.details, base, status)
+        changes = await changes_since(site, server, frozen.disks, frozen.details, base, tracked)
         if any(change.reason == EXPIRED for change in changes.values()):
             await begin_anew(site, server)
             await remove(site.api, run, entry)
@@ -196,7 +196,7 @@ async def frozen_vm(
                     disk.id,
                     disk.size,
                     addresses[disk.id],
-                    checkpoint_of(disk, frozen.details, status),
+                    checkpoint_of(disk, frozen.details, tracked),
                     changes[disk.id],
                     site.shares(server, held, disk.storage_id),
                 )

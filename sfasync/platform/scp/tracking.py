@@ -8,6 +8,7 @@ another upper half is worth nothing, whatever the platform answers for it.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +24,7 @@ from .site import Site
 log = logging.getLogger("sfasync")
 
 EXPIRED: Final = "cbt-expired"
+_NUMBER: Final = re.compile(r"[0-9]{1,20}")
 _OFF: Final = CbtStatus(is_enabled=False)
 
 
@@ -48,7 +50,20 @@ async def _extents(changed: ChangedMap) -> AsyncIterator[Extent]:
         yield Extent(start, end - start)
 
 
-async def tracking(site: Site, server: Server, *, enable: bool) -> CbtStatus:
+@dataclass(frozen=True, slots=True)
+class Tracking:
+    """Which disks of a VM are tracked.
+
+    Attributes:
+        before: Were when we came: only of these it is known what changed since an earlier checkpoint.
+        now: Are now: a checkpoint of these is good for later.
+    """
+
+    before: CbtStatus
+    now: CbtStatus
+
+
+async def tracking(site: Site, server: Server, *, enable: bool) -> Tracking:
     """Which disks of a VM are tracked; a platform that cannot tell tracks none.
 
     Args:
@@ -64,12 +79,12 @@ async def tracking(site: Site, server: Server, *, enable: bool) -> CbtStatus:
     except PlatformError as error:
         if error.status != 404:
             raise
-        return _OFF
+        return Tracking(_OFF, _OFF)
     off = [disk.id for disk in status.disks or () if not disk.is_enabled]
     if not enable or (status.is_enabled and not off):
-        return status
+        return Tracking(status, status)
     await site.api.wait(await site.api.set_cbt(server.id, "enable", off or None))
-    return await site.api.cbt_status(server.id)
+    return Tracking(status, await site.api.cbt_status(server.id))
 
 
 async def begin_anew(site: Site, server: Server) -> None:
@@ -81,10 +96,10 @@ async def begin_anew(site: Site, server: Server) -> None:
     await site.api.wait(await site.api.set_cbt(server.id, "reset"))
 
 
-def checkpoint_of(disk: VmDisk, frozen: SnapshotDetails, status: CbtStatus) -> Checkpoint | None:
+def checkpoint_of(disk: VmDisk, frozen: SnapshotDetails, tracked: Tracking) -> Checkpoint | None:
     """The checkpoint that came with a snapshot; None where changes of the disk are not tracked."""
     number = frozen.checkpoint(disk.id)
-    return disk.checkpoint(number) if number is not None and status.tracked(disk.id) else None
+    return disk.checkpoint(number) if number is not None and tracked.now.tracked(disk.id) else None
 
 
 async def changes_since(
@@ -93,32 +108,26 @@ async def changes_since(
     disks: Sequence[VmDisk],
     frozen: SnapshotDetails,
     base: Mapping[str, Checkpoint],
-    status: CbtStatus,
+    tracked: Tracking,
 ) -> dict[str, Changes]:
     """What changed on each disk between its checkpoint and a snapshot.
 
     Raises:
         PlatformError: The platform does not answer.
     """
-    if not base:
-        return {disk.id: Changes(reason="first-backup") for disk in disks}
-    return {
-        disk.id: await _changes_of(site, server, disk, frozen, base.get(disk.id), checkpoint_of(disk, frozen, status))
-        for disk in disks
-    }
+    changes = {}
+    for disk in disks:
+        reason = _unusable(base.get(disk.id), checkpoint_of(disk, frozen, tracked))
+        if reason is None and not tracked.before.tracked(disk.id):
+            reason = "no-cbt"
+        changes[disk.id] = (
+            await _asked(site, server, disk, frozen, base[disk.id]) if reason is None else Changes(reason=reason)
+        )
+    return changes
 
 
-async def _changes_of(
-    site: Site,
-    server: Server,
-    disk: VmDisk,
-    frozen: SnapshotDetails,
-    base: Checkpoint | None,
-    now: Checkpoint | None,
-) -> Changes:
-    reason = _unusable(base, now)
-    if base is None or reason is not None:
-        return Changes(reason=reason)
+async def _asked(site: Site, server: Server, disk: VmDisk, frozen: SnapshotDetails, base: Checkpoint) -> Changes:
+    """What the platform says of one disk, if it proves it."""
     ask = partial(_ask, site, server.id, disk.id, frozen.id, base.id)
     try:
         return Changes(await collect(ask, size=disk.size))
@@ -141,7 +150,7 @@ def _unusable(base: Checkpoint | None, now: Checkpoint | None) -> str | None:
     """Why changes since a checkpoint need not be asked for; None if they have to be."""
     if now is None:
         return "no-cbt"
-    if base is None or not base.id.isascii() or not base.id.isdecimal():
+    if base is None or not _NUMBER.fullmatch(base.id):
         return "no-checkpoint"
     if base.disk_identity != now.disk_identity:
         return "disk-replaced"
