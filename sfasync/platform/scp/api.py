@@ -163,7 +163,7 @@ class ScpApi:
 
     async def snapshots(self, server_id: str) -> list[Snapshot]:
         """The snapshots of a VM."""
-        return await self._client.listing("snapshots", Snapshot, ids={"server_id": server_id})
+        return await self._client.page("snapshots", Snapshot, ids={"server_id": server_id})
 
     async def create_snapshot(
         self, server_id: str, name: str, description: str = "", *, token: str | None = None

@@ -1,8 +1,4 @@
-"""Calls of the platform: asked with patience, with the right to ask, and answered with types.
-
-What one call is made of, from the inside out: `http` exchanges bytes with the origin, `authorization` and `login` prove
-who we are, `patience` asks again, `paths` knows where, `envelope` opens what comes back.
-"""
+"""Calls of the platform with types: answers, changes, lists, files."""
 
 from __future__ import annotations
 
@@ -10,27 +6,16 @@ import uuid
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Final, Generic, Protocol, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import msgspec
 
-from ...credentials import AccessKey, Password
-from ...errors import UsageError
 from ...models import Retry
-from .authorization import Authorizer, KeyAuthorizer
-from .clock import ServerClock
-from .envelope import data, decoded, malformed, refused
-from .failures import Failures
-from .http import MAX_BODY, Answer, Server
-from .login import TokenAuthorizer
-from .paths import Paths
-from .patience import PACE, Patience
-from .redaction import Redactor
+from .caller import Caller, Query
+from .envelope import decoded, malformed
+from .http import MAX_BODY
+from .patience import PACE
 from .settings import ScpSettings
-from .trust import platform_context
-
-_CHANCES: Final = 3
-"""How often one request is sent that is refused with 401."""
 
 _MAX_PAGES: Final = 1000
 _MAX_LIST: Final = 8 * MAX_BODY
@@ -46,9 +31,6 @@ class HasId(Protocol):
 
 _T = TypeVar("_T")
 _Item = TypeVar("_Item", bound=HasId)
-
-Query = Mapping[str, str | int | None]
-"""What stands behind the question mark; None is left out."""
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -85,26 +67,22 @@ class ScpClient:
     """
 
     def __init__(self, settings: ScpSettings, *, pace: Retry = PACE) -> None:
-        self._settings = settings
-        self._redactor = Redactor()
-        self._clock = ServerClock()
-        self.failures = Failures(settings, self._redactor, self._clock)
-        self._paths = Paths(settings.paths, hci=settings.product == "hci", encode_colon=settings.dialect.encode_colon)
-        self._patience = Patience(settings.timeouts.retry, pace)
-        self._server = Server(settings.origin, platform_context(settings), settings.hostname, settings.timeouts)
-        self._authorizer = self._authorized()
+        self._page_size = settings.page_size
+        self._upload = settings.dialect.upload
+        self._caller = Caller(settings, pace)
+        self.failures = self._caller.failures
 
     def __repr__(self) -> str:
-        return f"<ScpClient of {self._settings.origin}>"
+        return f"<ScpClient of {self._caller.origin}>"
 
     async def __aenter__(self) -> ScpClient:
-        await self._server.__aenter__()
+        await self._caller.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._server.__aexit__(kind, error, trace)
+        await self._caller.__aexit__(kind, error, trace)
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
@@ -132,7 +110,7 @@ class ScpClient:
             TlsError: It is not who it should be.
             UsageError: An id is none.
         """
-        return data(await self._ask(operation, ids or {}, query or {}), kind, operation)
+        return (await self._caller.ask(operation, ids or {}, query or {})).data(kind, operation)
 
     async def change(
         self,
@@ -157,10 +135,8 @@ class ScpClient:
             PlatformError, AuthenticationError, BusyError, TlsError, UsageError: As `call`.
         """
         packed = b"" if body is None else msgspec.json.encode(body)
-        answer = await self._ask(operation, ids or {}, query or {}, packed, "application/json", token)
-        if not answer.body.strip():
-            return Started()
-        raw = data(answer, msgspec.Raw, operation)
+        reply = await self._caller.ask(operation, ids or {}, query or {}, packed, "application/json", token)
+        raw = reply.data(msgspec.Raw, operation)
         return decoded(raw, Started, operation) if bytes(raw).lstrip().startswith(b"{") else Started()
 
     async def listing(
@@ -180,10 +156,10 @@ class ScpClient:
         found: dict[str, _Item] = {}
         number, read = 0, 0
         for _ in range(_MAX_PAGES):
-            paging: Query = {"page_num": number, "page_size": self._settings.page_size}
-            answer = await self._ask(operation, ids or {}, {**(query or {}), **paging})
-            read += len(answer.body)
-            page = _page(data(answer, msgspec.Raw, operation), kind, operation)
+            paging: Query = {"page_num": number, "page_size": self._page_size}
+            reply = await self._caller.ask(operation, ids or {}, {**(query or {}), **paging})
+            read += len(reply.answer.body)
+            page = _page(reply.data(msgspec.Raw, operation), kind, operation)
             before = len(found)
             found.update((item.id, item) for item in page.data)
             following = _number(page.next_page_num, operation)
@@ -202,13 +178,16 @@ class ScpClient:
         ids: Mapping[str, str] | None = None,
         query: Query | None = None,
     ) -> list[_T]:
-        """The items of a list that has one page.
+        """The items of a list that the documents have without pages.
 
         Raises:
-            PlatformError, AuthenticationError, BusyError, TlsError, UsageError: As `call`.
+            PlatformError: As `call`; or there is another page.
+            AuthenticationError, BusyError, TlsError, UsageError: As `call`.
         """
-        raw = await self.call(operation, msgspec.Raw, ids=ids, query=query)
-        return _page(raw, kind, operation).data
+        page = _page(await self.call(operation, msgspec.Raw, ids=ids, query=query), kind, operation)
+        if _number(page.next_page_num, operation) is not None:
+            raise malformed(operation, "the list has more than one page")
+        return page.data
 
     async def download(self, operation: str, *, ids: Mapping[str, str], query: Query) -> bytes:
         """A file of at most 16 MiB.
@@ -217,7 +196,7 @@ class ScpClient:
             PlatformError: As `call`; or the file may not be whole.
             AuthenticationError, BusyError, TlsError, UsageError: As `call`.
         """
-        answer = await self._ask(operation, ids, query)
+        answer = (await self._caller.ask(operation, ids, query)).answer
         if "Content-Length" not in answer.headers and "Transfer-Encoding" not in answer.headers:
             raise malformed(operation, "nothing tells whether the file is whole")
         return answer.body
@@ -228,8 +207,8 @@ class ScpClient:
         Raises:
             PlatformError, AuthenticationError, BusyError, TlsError, UsageError: As `call`.
         """
-        if self._settings.dialect.upload == "raw":
-            await self._ask(operation, ids, query, content, "application/octet-stream")
+        if self._upload == "raw":
+            await self._caller.ask(operation, ids, query, content, "application/octet-stream")
             return
         boundary = uuid.uuid4().hex
         head = (
@@ -237,93 +216,12 @@ class ScpClient:
             "Content-Type: application/octet-stream\r\n\r\n"
         )
         body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
-        await self._ask(operation, ids, query, body, f"multipart/form-data; boundary={boundary}")
-
-    # --- one call ----------------------------------------------------------------------------------------------------
-
-    async def _ask(
-        self,
-        operation: str,
-        ids: Mapping[str, str],
-        query: Query,
-        body: bytes = b"",
-        content_type: str = "",
-        token: str | None = None,
-    ) -> Answer:
-        """An answer that is no refusal, from the first path that is there."""
-        *others, last = self._paths.candidates(operation)
-        for template in (*others, last):
-            target = self._paths.fill(template, ids) + _query(query)
-            answer, repeated = await self._sent(operation, target, body, content_type, token)
-            refusal = refused(answer)
-            if refusal is None:
-                self._paths.found(operation, template)
-                return answer
-            if refusal.status != 404 or template == last:
-                break
-        assert refusal is not None, "an answer that is none was returned"
-        if refusal.status == 404 and repeated and self._paths.method(operation) == "DELETE":
-            return Answer(204, {}, b"")  # done by a request whose answer was lost
-        raise self.failures.of_refusal(operation, refusal)
-
-    async def _sent(
-        self, operation: str, target: str, body: bytes, content_type: str, token: str | None
-    ) -> tuple[Answer, bool]:
-        """The answer, and whether the request was sent more than once."""
-        method = self._paths.method(operation)
-        headers = {"Content-Type": content_type} if body else {}
-        if method in ("POST", "PUT"):
-            headers["X-Client-Token"] = token or str(
-                uuid.uuid4()
-            )  # by which a repeated request is known, for 15 minutes
-        times = 0
-
-        async def send() -> Answer:
-            nonlocal times
-            times += 1
-            return await self._authorized_exchange(method, target, headers, body)
-
-        answer = await self._patience.ask(operation, method, send)
-        return answer, times > 1
-
-    async def _authorized_exchange(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        path = target.partition("?")[0]
-        for chance in range(1, _CHANCES + 1):
-            ticket = await self._authorizer.ticket(method, path, body)
-            answer = await self._server.exchange(method, target, {**headers, **ticket.headers}, body)
-            self._clock.learn(answer.headers.get("Date"))
-            refusal = refused(answer)
-            if refusal is None:
-                self._authorizer.accepted(ticket)
-            if refusal is None or refusal.status != 401 or not self._authorizer.refused(ticket, chance):
-                break
-        return answer
-
-    # --- parts -------------------------------------------------------------------------------------------------------
-
-    def _authorized(self) -> Authorizer:
-        credentials, settings = self._settings.credentials, self._settings
-        if isinstance(credentials, AccessKey):
-            self._redactor.add(credentials.secret_key)
-            return KeyAuthorizer(credentials, settings.signing, self._clock)
-        if isinstance(credentials, Password):
-            self._redactor.add(credentials.password)
-            return TokenAuthorizer(
-                credentials,
-                server=self._server,
-                paths=self._paths,
-                settings=settings,
-                clock=self._clock,
-                patience=self._patience,
-                redactor=self._redactor,
-                failures=self.failures,
-            )
-        raise UsageError(f"there are no credentials for {settings.origin}; give an access key, or user and password")
+        await self._caller.ask(operation, ids, query, body, f"multipart/form-data; boundary={boundary}")
 
 
 def _page(raw: msgspec.Raw, kind: type[_T], operation: str) -> _Page[_T]:
     """A page of a list; some lists are no more than an array."""
-    if bytes(raw).startswith(b"["):
+    if bytes(memoryview(raw)[:1]) == b"[":
         return _Page(data=decoded(raw, list[kind], operation))  # type: ignore[valid-type]
     page: _Page[_T] = decoded(raw, _Page[kind], operation)  # type: ignore[valid-type]
     return page
@@ -337,8 +235,3 @@ def _number(following: str | int | None, operation: str) -> int | None:
         return int(following or 0)
     except ValueError:
         raise malformed(operation, "the number of the next page is none") from None
-
-
-def _query(query: Query) -> str:
-    given = {name: value for name, value in query.items() if value is not None}
-    return "?" + urlencode(given, quote_via=quote) if given else ""

@@ -6,7 +6,8 @@ There are two envelopes. Before generation 20240725 it is ``{"code": 0, "data": 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -42,42 +43,64 @@ class Refusal:
     text: str = ""
 
 
-def refused(answer: Answer) -> Refusal | None:
-    """The refusal in an answer; None if it is none."""
-    envelope = _opened(answer)
-    if envelope is None:
-        return None if answer.status in range(200, 300) else Refusal(answer.status)
-    code, errcode = envelope.code, envelope.errcode
-    if answer.status in range(200, 300) and code in _FINE and errcode in _FINE:
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer that was opened.
+
+    Attributes:
+        answer: As it came.
+        refusal: Why nothing was done; None if something was.
+        damaged: Whether it says that it is JSON and is not: part of it was lost on the way.
+        content: What is in the envelope; None where there is none.
+        problem: Why there is none.
+    """
+
+    answer: Answer
+    refusal: Refusal | None
+    damaged: bool = False
+    content: msgspec.Raw | None = field(default=None, repr=False)
+    problem: str = ""
+
+    def data(self, kind: type[_T], operation: str) -> _T:
+        """What is in the envelope. No body at all is null.
+
+        Raises:
+            PlatformError: It is not what it should be.
+        """
+        if self.content is None:
+            raise malformed(operation, self.problem)
+        data: _T = decoded(self.content, kind, operation)
+        return data
+
+
+def opened(answer: Answer) -> Reply:
+    """The reply in an answer, whatever that is."""
+    fine = 200 <= answer.status < 300
+    try:
+        envelope = msgspec.json.decode(answer.body, type=_Envelope) if answer.body.strip() else _Envelope()
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError) as error:
+        torn = isinstance(error, msgspec.DecodeError) and not isinstance(error, msgspec.ValidationError)
+        says_json = answer.headers.get("Content-Type", "").startswith("application/json")
+        refusal = None if fine else Refusal(answer.status)
+        return Reply(answer, refusal, damaged=fine and torn and says_json, problem=str(error))
+    return Reply(answer, _refusal(answer.status, fine, envelope), content=envelope.data)
+
+
+def _refusal(status: int, fine: bool, envelope: _Envelope) -> Refusal | None:
+    codes = [code for code in (envelope.code, envelope.errcode) if code not in _FINE]
+    if fine and not codes:
         return None
-    number = str(code if code not in _FINE else errcode)
-    status = int(number) if len(number) == 3 and number.isascii() and number.isdecimal() and number > "399" else None
-    return Refusal(
-        status or answer.status,
-        None if code in _FINE and errcode in _FINE else str(errcode if errcode not in _FINE else code),
-        envelope.message or "",
-    )
+    number = str(codes[0]) if codes else ""
+    of_http = re.fullmatch(r"[4-9][0-9]{2}", number, re.ASCII) is not None
+    return Refusal(int(number) if of_http else status, str(codes[-1]) if codes else None, envelope.message or "")
 
 
-def data(answer: Answer, kind: type[_T], operation: str) -> _T:
-    """What is in the envelope of an answer that is no refusal. No body at all is null.
-
-    Numbers and truth values may be written as text, as some versions do.
+def decoded(raw: bytes | msgspec.Raw, kind: Any, operation: str) -> Any:
+    """What a part of an answer holds. Numbers and truth values may be written as text, as some versions do.
 
     Raises:
         PlatformError: It is not what it should be.
     """
-    try:
-        if not answer.body.strip():
-            return msgspec.convert(None, kind)
-        raw = msgspec.json.decode(answer.body, type=_Envelope).data
-        return msgspec.json.decode(raw, type=kind, strict=False)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError) as error:
-        raise malformed(operation, error) from None
-
-
-def decoded(raw: bytes | msgspec.Raw, kind: Any, operation: str) -> Any:
-    """A part of an answer that was left as it came, as `data` reads the whole."""
     try:
         return msgspec.json.decode(raw, type=kind, strict=False)
     except (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError) as error:
@@ -87,10 +110,3 @@ def decoded(raw: bytes | msgspec.Raw, kind: Any, operation: str) -> Any:
 def malformed(operation: str, why: object) -> PlatformError:
     """The error for an answer that is not what it should be."""
     return PlatformError(f"the platform's answer to '{operation}' cannot be used: {printable(str(why))}")
-
-
-def _opened(answer: Answer) -> _Envelope | None:
-    try:
-        return msgspec.json.decode(answer.body, type=_Envelope)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError):
-        return None

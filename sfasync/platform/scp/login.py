@@ -22,9 +22,9 @@ from ...credentials import Password
 from ...errors import AuthenticationError
 from .authorization import Ticket
 from .clock import ServerClock
-from .envelope import data, malformed, refused
+from .envelope import Reply, malformed, opened
 from .failures import Failures
-from .http import Answer, Server
+from .http import Server
 from .paths import Paths
 from .patience import Patience
 from .redaction import Redactor
@@ -142,8 +142,8 @@ class TokenAuthorizer:
         return await self._authenticate(self._modulus)
 
     async def _fetch_key(self) -> int:
-        answer = await self._ask("public-key" + self._suffix, b"")
-        modulus = data(answer, _Key, "public-key").public_key.strip()
+        reply = await self._ask("public-key" + self._suffix, b"")
+        modulus = reply.data(_Key, "public-key").public_key.strip()
         if not _MODULUS.fullmatch(modulus):
             raise malformed("public-key", "the key is no modulus in hex")
         return int(modulus, 16)
@@ -153,27 +153,25 @@ class TokenAuthorizer:
         self._redactor.add(sealed)
         account = {"username": self._credentials.user, "password": sealed}
         body = msgspec.json.encode({"auth": {"passwordCredentials": account}})
-        return data(await self._ask("authenticate" + self._suffix, body), _Login, "authenticate")
+        return (await self._ask("authenticate" + self._suffix, body)).data(_Login, "authenticate")
 
-    async def _ask(self, operation: str, body: bytes) -> Answer:
-        """The answer to a call of the login. Where those for the key are blocked for all, waits once for the end."""
+    async def _ask(self, operation: str, body: bytes) -> Reply:
+        """The reply to a call of the login. Where those for the key are blocked for all, waits once for the end."""
         method = self._paths.method(operation)
         target = self._paths.fill(self._paths.candidates(operation)[0], {})
 
-        async def send() -> Answer:
+        async def send() -> Reply:
             answer = await self._server.exchange(method, target, self._headers(body), body)
             self._clock.learn(answer.headers.get("Date"))
-            return answer
+            return opened(answer)
 
-        answer = await self._patience.ask(operation, method, send)
-        refusal = refused(answer)
-        if refusal is not None and refusal.status == 403 and method == "GET":
+        reply = await self._patience.ask(operation, method, send)
+        if reply.refusal is not None and reply.refusal.status == 403 and method == "GET":
             await asyncio.sleep(self._settings.timeouts.blocked)
-            answer = await self._patience.ask(operation, method, send)
-            refusal = refused(answer)
-        if refusal is not None:
-            raise self._failures.of_refusal(operation, refusal)
-        return answer
+            reply = await self._patience.ask(operation, method, send)
+        if reply.refusal is not None:
+            raise self._failures.of_refusal(operation, reply.refusal)
+        return reply
 
     def _headers(self, body: bytes) -> dict[str, str]:
         """The first form wants some cookie in versions up to 6.3.0; the second may refuse one."""

@@ -11,7 +11,7 @@ from ...errors import PlatformError
 from ...models import Retry
 from ...retry import Backoff
 from .clock import http_date
-from .envelope import refused
+from .envelope import Reply
 from .http import Answer, InterruptedExchange
 
 _log = logging.getLogger(__name__)
@@ -42,8 +42,8 @@ class Patience:
         self._pace = pace
         self._connected = False
 
-    async def ask(self, operation: str, method: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
-        """The first answer that does not mean: not now. It may be a refusal.
+    async def ask(self, operation: str, method: str, send: Callable[[], Awaitable[Reply]]) -> Reply:
+        """The first reply that does not mean: not now. It may be a refusal.
 
         A request that may have reached the server is sent again as it is: what writes carries the token by which the
         platform knows it. Until something was answered, nobody is waited for who cannot be reached.
@@ -54,29 +54,31 @@ class Patience:
         backoff = Backoff(self._pace, self._budget)
         for attempt in range(1, _TRIES + 1):
             try:
-                answer = await send()
+                reply = await send()
             except InterruptedExchange as error:
                 pause = backoff.next() if error.again and (error.sent or self._connected) else None
                 if pause is None or attempt == _TRIES:
                     raise PlatformError(f"'{operation}' got no answer from the platform: {error}") from None
             else:
                 self._connected = True
-                pause = _pause_after(answer, method, attempt, backoff)
+                pause = _pause_after(reply, method, attempt, backoff)
                 if pause is None or attempt == _TRIES:
-                    return answer
+                    return reply
             _log.info("asking the platform for '%s' again in %.1f s", operation, pause)
             await asyncio.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
 
-def _pause_after(answer: Answer, method: str, attempt: int, backoff: Backoff) -> float | None:
-    """Seconds after which the request may be sent again; None if this answer is the one to go by."""
-    refusal = refused(answer)
-    if refusal is None:
+def _pause_after(reply: Reply, method: str, attempt: int, backoff: Backoff) -> float | None:
+    """Seconds after which the request may be sent again; None if this reply is the one to go by."""
+    if reply.damaged:
+        return backoff.next() if attempt < _BROKEN_TRIES else None
+    if reply.refusal is None:
         return None
-    if refusal.status not in BUSY and (refusal.status not in _BROKEN or method != "GET" or attempt >= _BROKEN_TRIES):
+    status = reply.refusal.status
+    if status not in BUSY and (status not in _BROKEN or method != "GET" or attempt >= _BROKEN_TRIES):
         return None
-    asked = asked_for(answer)
+    asked = asked_for(reply.answer)
     if asked is None:
         return backoff.next()
     return asked if asked <= backoff.remaining else None

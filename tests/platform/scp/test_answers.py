@@ -21,7 +21,7 @@ from sfasync.platform.scp.answers import (
     SnapshotDisk,
     snapshot_details,
 )
-from sfasync.platform.scp.envelope import data, decoded, refused
+from sfasync.platform.scp.envelope import Reply, decoded, opened
 from sfasync.platform.scp.http import Answer
 
 from .support import SNAPSHOT
@@ -159,15 +159,15 @@ KINDS: list[type[Any]] = [Server, Resource, ChangedAreas, CbtStatus]
 
 @given(st.binary(max_size=200), st.integers(100, 599), st.sampled_from(KINDS))
 def test_any_bytes_are_an_answer_or_a_platform_error(body: bytes, status: int, kind: type[Any]) -> None:
-    answer = Answer(status, {}, body)
-    if refused(answer) is None:
-        _typed_or_refused(answer, kind)
+    reply = opened(Answer(status, {}, body))
+    if reply.refusal is None:
+        _typed_or_refused(reply, kind)
 
 
 @given(JSON, st.sampled_from(KINDS))
 def test_any_json_is_an_answer_or_a_platform_error(value: object, kind: type[Any]) -> None:
     for body in (value, {"code": 0, "data": value}, {"errcode": "", "data": [value]}):
-        _typed_or_refused(Answer(200, {}, msgspec.json.encode(body)), kind)
+        _typed_or_refused(opened(Answer(200, {}, msgspec.json.encode(body))), kind)
 
 
 @given(st.dictionaries(st.sampled_from(sorted(DETAILS)), JSON), st.dictionaries(st.text(max_size=8), JSON, max_size=3))
@@ -178,9 +178,9 @@ def test_any_snapshot_is_one_or_a_platform_error(known: dict[str, Any], unknown:
         assert str(error).isprintable()
 
 
-def _typed_or_refused(answer: Answer, kind: type[Any]) -> None:
+def _typed_or_refused(reply: Reply, kind: type[Any]) -> None:
     try:
-        assert isinstance(data(answer, kind, "operation"), kind)
+        assert isinstance(reply.data(kind, "operation"), kind)
     except PlatformError as error:
         assert str(error).isprintable()
         assert len(str(error)) < 400

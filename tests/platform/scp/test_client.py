@@ -221,6 +221,18 @@ async def test_reading_is_repeated_when_the_platform_fails(platform: FakePlatfor
             await scp.azs()
 
 
+async def test_an_answer_that_lost_its_end_on_the_way_is_asked_for_again(platform: FakePlatform) -> None:
+    json_type = {"Content-Type": "application/json; charset=utf-8"}
+    whole = answer([POOL])
+    platform.on(AZS, Reply(whole.body[:-3], 200, json_type), whole)
+    async with api(platform) as scp:
+        assert len(await scp.azs()) == 1
+        platform.on(AZS, Reply(whole.body[:-3], 200, json_type))
+        with pytest.raises(PlatformError, match="cannot be used"):
+            await scp.azs()
+    assert len(platform.came(AZS)) == 2 + 3
+
+
 async def test_changing_is_not(platform: FakePlatform) -> None:
     place = f"PUT /janus/20180725/backup-resources/{RESOURCE}"
     platform.on(place, refusal(500))
@@ -380,6 +392,15 @@ async def test_answers_that_are_none(platform: FakePlatform) -> None:
             assert len(str(failure.value)) < 400, body[:40]
 
 
+async def test_a_list_that_should_have_no_pages_has_none(platform: FakePlatform) -> None:
+    place = f"GET /janus/20210725/servers/{SERVER}/snapshots"
+    platform.on(place, answer({"data": [{"id": "s"}], "next_page_num": "1"}))
+    async with api(platform) as scp:
+        with pytest.raises(PlatformError, match="more than one page"):
+            await scp.snapshots(SERVER)
+    assert platform.came(place)[0].query == {}
+
+
 async def test_a_list_without_end_is_given_up(platform: FakePlatform) -> None:
     """T28."""
 
@@ -532,9 +553,9 @@ async def test_nothing_shows_a_secret(platform: FakePlatform) -> None:
     for credentials in (KEY, Password("backup", CANARY)):
         async with api(platform, credentials=credentials) as scp:
             await scp.azs()
-            client = scp._client
-            shown = [scp, client, client._authorizer, client._redactor, client._server, client._settings]
-            shown.append(await client._authorizer.ticket("GET", "/", b""))
+            caller = scp._client._caller
+            shown = [scp, scp._client, caller, caller._authorizer, caller._redactor, caller._server, caller._settings]
+            shown.append(await caller._authorizer.ticket("GET", "/", b""))
             text = " ".join(map(repr, shown))
     assert CANARY not in text
     assert "a-token-nobody-should-see" not in text
