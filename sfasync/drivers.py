@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
 from .config import Configuration
@@ -51,4 +52,17 @@ async def _qemu(
     return QemuPlatform(await configuration.settings(name, QemuSettings))
 
 
-_KINDS: Final[dict[str, Callable[[Configuration, str, TransportMode | None], _Opening]]] = {"qemu": _qemu}
+async def _scp(
+    configuration: Configuration, name: str, transport: TransportMode | None
+) -> AbstractAsyncContextManager[Platform]:
+    from .platform.scp.platform import ScpPlatform
+    from .platform.scp.settings import ScpSettings
+
+    settings = await configuration.settings(name, ScpSettings)
+    return ScpPlatform(settings if transport is None else replace(settings, transport=transport))
+
+
+_KINDS: Final[dict[str, Callable[[Configuration, str, TransportMode | None], _Opening]]] = {
+    "qemu": _qemu,
+    "scp": _scp,
+}

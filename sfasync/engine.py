@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -130,7 +131,7 @@ class Engine:
         """Begin a backup and return a handle on it.
 
         Args:
-            vm: Id of the VM in the repository (and of the platform).
+            vm: Id of the VM. A platform takes its name as well, if that is unique; the repository gets to see the id.
             disks: Without a platform, where each disk is read, by disk id. With one, the ids wanted; None for all.
             platform: Freezes the VM's disks and tells what changed.
             mode: ``auto`` (incremental where changes are known), ``full``, or ``incremental`` (that or an error).
@@ -164,8 +165,12 @@ class Engine:
         request = BackupRequest(
             vm=vm, disks=ids, mode=mode, tags=tuple(tags), wait=wait, bad_blocks=bad_blocks, resume=resume
         )
-        work = Backup(self._store, self._resources)
-        return self._start(lambda reporter: work.run(request, platform, reporter), progress)
+        backup = Backup(self._store, self._resources)
+
+        async def work(reporter: Reporter) -> BackupResult:
+            return await backup.run(replace(request, vm=await platform.identify(request.vm)), platform, reporter)
+
+        return self._start(work, progress)
 
     async def backup_vm(
         self,

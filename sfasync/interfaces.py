@@ -311,6 +311,14 @@ class Platform(Protocol):
         """The VMs that this account can see, by name."""
         ...
 
+    async def identify(self, vm: str) -> str:
+        """The id of a VM, given that or its name.
+
+        Raises:
+            UsageError: There is no such VM, or several have the name.
+        """
+        ...
+
     def snapshot(
         self,
         vm: str,
@@ -521,7 +529,7 @@ class BackupStore(Protocol):
         ...
 
     async def backups(self, vm: str | None = None) -> list[Manifest]:
-        """The backups, of one VM or of all, ordered by VM and seq."""
+        """The backups, of one VM (its id, or else its name) or of all, ordered by VM and seq."""
         ...
 
     async def find(self, reference: str) -> Manifest:

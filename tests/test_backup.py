@@ -71,6 +71,16 @@ async def test_incrementals_read_only_what_changed(engine: Engine, repository: R
     assert list(disk.checkpoints) == ["vda-3"]
 
 
+async def test_a_vm_is_kept_under_its_id(engine: Engine, repository: Repository) -> None:
+    """Whether the caller says its id or its name: both are one chain."""
+    platform = TrackingPlatform({"vda": content()})
+    first = await engine.backup_vm("Web server", platform=platform)
+    second = await engine.backup_vm("vm", platform=platform)
+    assert (first.vm, second.vm, second.parent) == ("vm", "vm", first.id)
+    assert second.disks[0].mode == "incremental"
+    assert (await repository.find("Web server@latest")).id == second.id
+
+
 @pytest.mark.parametrize("size", [SIZE - 5 * MiB, SIZE + 5 * MiB, SIZE + 100 * KiB])
 async def test_a_resized_disk_is_restored_to_the_byte(engine: Engine, size: int) -> None:
     platform = TrackingPlatform({"vda": content()})

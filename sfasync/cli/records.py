@@ -52,6 +52,7 @@ def backup_object(manifest: Manifest) -> dict[str, object]:
     return {
         "id": manifest.id,
         "vm": manifest.vm,
+        "vm_name": manifest.vm_name,
         "time": utc_time(manifest.time),
         "seq": manifest.seq,
         "parent": manifest.parent,

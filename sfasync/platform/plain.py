@@ -142,6 +142,10 @@ class PlainPlatform:
         """Nobody lists VMs here."""
         return ()
 
+    async def identify(self, vm: str) -> str:
+        """VMs are what the caller calls them."""
+        return vm
+
     async def cleanup(self, *, dry_run: bool = False) -> Sequence[Leftover]:
         """Nothing is made here that could be left behind."""
         return ()

@@ -56,7 +56,7 @@ class Catalog:
 
     def backups(self, vm: str | None, *, since: float | None, tag: str | None) -> list[Manifest]:
         """Backups by VM and number, of one VM or of all; see `Repository.backups`."""
-        below = "" if vm is None else f"{self._name(vm)}/"
+        below = "" if vm is None else f"{self._name(self._id_of(vm))}/"
         found = (
             backup
             for backup in self._annotated(self._manifests(below, []), below)
@@ -81,7 +81,7 @@ class Catalog:
 
     def _latest(self, vm: str) -> Manifest:
         """The last backup of a VM; an older one is not what is meant when that one is damaged."""
-        for place in reversed(self._records.numbered(self._name(vm))):
+        for place in reversed(self._records.numbered(self._name(self._id_of(vm)))):
             try:
                 manifest = self._records.manifest(place)
             except ObjectMissingError:
@@ -92,6 +92,20 @@ class Catalog:
             if manifest is not None:
                 return manifest
         raise BackupNotFoundError(f"there is no backup of VM {printable(vm)} in {self._location}")
+
+    def _id_of(self, vm: str) -> str:
+        """The id of the VM that an id, or else a name, stands for; what is neither stays.
+
+        Raises:
+            BackupNotFoundError: Several VMs have the name.
+        """
+        if self._records.numbered(self._name(vm)):
+            return vm
+        ids = {manifest.vm for manifest in self._manifests("", []).values() if manifest.vm_name == vm}
+        if len(ids) > 1:
+            listed = ", ".join(printable(other) for other in sorted(ids))
+            raise BackupNotFoundError(f"{len(ids)} VMs are called {printable(vm)}; name one by its id: {listed}")
+        return ids.pop() if ids else vm
 
     def _only(self, prefix: str) -> Manifest:
         """The backup whose id begins so."""

@@ -197,11 +197,12 @@ class Repository:
         """The backups, ordered by VM and number. Damaged ones are left out and logged.
 
         Args:
-            vm: Only those of this VM.
+            vm: Only those of this VM: its id, or its name if no VM has it as id.
             since: Only those whose snapshot was taken at this time or later, in seconds since the epoch.
             tag: Only those that have this tag now.
 
         Raises:
+            BackupNotFoundError: Several VMs have the name.
             StorageError: The repository cannot be read.
         """
         self._require_open()
@@ -219,7 +220,7 @@ class Repository:
         return await self._workers.run(unfinished, self._records)
 
     async def find(self, reference: str) -> Manifest:
-        """The backup meant by an id, a unique prefix of at least 4 digits, or ``VM@latest``.
+        """The backup meant by an id, a unique prefix of at least 4 digits, or ``VM@latest``, with a VM's id or name.
 
         Raises:
             BackupNotFoundError: None matches, or several do.

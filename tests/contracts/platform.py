@@ -56,6 +56,14 @@ class PlatformContract:
                 assert disk.size in (None, platform_case.sizes[disk.id])
                 assert isinstance(disk.address, ExportAddress | Source)
 
+    async def test_a_vm_is_known_by_its_id(self, platform_case: PlatformCase) -> None:
+        assert await platform_case.platform.identify(platform_case.vm) == platform_case.vm
+        for vm in await platform_case.platform.vms():
+            assert await platform_case.platform.identify(vm.id) == vm.id
+            names = [other.name for other in await platform_case.platform.vms()]
+            if names.count(vm.name) == 1:
+                assert await platform_case.platform.identify(vm.name) == vm.id
+
     async def test_disks_can_be_chosen(self, platform_case: PlatformCase) -> None:
         last = list(platform_case.sizes)[-1]
         async with platform_case.platform.snapshot(platform_case.vm, disks=[last]) as view:

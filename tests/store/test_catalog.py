@@ -46,6 +46,30 @@ async def test_tags_and_a_note(repository: Repository) -> None:
     assert (await repository.verify(data=True)).ok
 
 
+async def named(repository: Repository, vm: str, name: str) -> Manifest:
+    """An empty backup of a VM that has a name."""
+    session = await repository.begin(vm)
+    try:
+        return await session.commit(replace(manifest_of(session, vm, []), vm_name=name))
+    finally:
+        await session.abort()
+
+
+async def test_a_vm_goes_by_its_name_too(repository: Repository) -> None:
+    """But first by its id, and by a name only where that tells which VM is meant."""
+    first = await named(repository, "id-1", "web")
+    last = await named(repository, "id-1", "web")
+    other = await named(repository, "id-2", "id-1")
+    assert await repository.find("web@latest") == await repository.find("id-1@latest") == last
+    assert await repository.backups("web") == await repository.backups("id-1") == [first, last]
+    assert await repository.backups("id-2") == [other]
+    await named(repository, "id-3", "web")
+    for ask in (repository.find("web@latest"), repository.backups("web")):
+        with pytest.raises(BackupNotFoundError, match="2 VMs are called web; name one by its id: id-1, id-3"):
+            await ask
+    assert await repository.backups("nobody") == []
+
+
 async def test_a_selection_by_time(repository: Repository) -> None:
     first, second = await several(repository, "a", 2)
     assert await repository.backups(since=first.time) == [first, second]

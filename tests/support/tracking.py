@@ -157,6 +157,9 @@ class TrackingPlatform:
         disks = (VirtualDisk(id=name, size=len(disk.content), tracked=True) for name, disk in self.vm_disks.items())
         return [VirtualMachine(id="vm", name="Web server", state="running", disks=tuple(disks))]
 
+    async def identify(self, vm: str) -> str:
+        return "vm" if vm == "Web server" else vm
+
     async def cleanup(self, *, dry_run: bool = False) -> Sequence[Leftover]:
         return ()
 

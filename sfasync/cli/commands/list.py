@@ -18,7 +18,7 @@ _UNFINISHED_HEADING = ("VM", "STARTED", "DISKS", "FINISHED", "LAST NOTED", "SNAP
 
 
 @click.command("list")
-@click.option("--vm", metavar="V", help="Only backups of this VM.")
+@click.option("--vm", metavar="V", help="Only backups of this VM: its id, or its name.")
 @click.option(
     "--since",
     type=options.instant,
@@ -81,7 +81,7 @@ async def _list_unfinished(output: Output, location: str, vm: str | None) -> int
 def _row(manifest: Manifest) -> tuple[str, ...]:
     return (
         manifest.id[:SHORT],
-        manifest.vm,
+        manifest.vm_name or manifest.vm,
         local_time(manifest.time),
         str(len(manifest.disks)),
         size_of(manifest.disks),

@@ -47,7 +47,6 @@ async def _show(output: Output, location: str, reference: str) -> int:
         {
             **backup_object(manifest),
             "repository": manifest.repository,
-            "vm_name": manifest.vm_name,
             "platform": manifest.platform,
             "snapshot": manifest.snapshot,
             "version": manifest.version,

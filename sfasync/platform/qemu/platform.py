@@ -94,6 +94,11 @@ class QemuPlatform:
         found = await run_all(describe(vm, settings, self._settings.timeouts) for vm, settings in vms)
         return sorted(found, key=lambda vm: vm.name)
 
+    async def identify(self, vm: str) -> str:
+        """The name of the VM, which is its id."""
+        self._vm(vm)
+        return vm
+
     async def cleanup(self, *, dry_run: bool = False) -> Sequence[Leftover]:
         """Remove what killed runs have left in QEMU, but for the bitmaps that record changes.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import Final
 
 from ...errors import BusyError, PlatformError, UsageError, printable
 from ...interfaces import EndpointResolver
@@ -16,6 +18,8 @@ from .journal import Journal, Run
 from .lease import Lease
 from .settings import ScpSettings
 from .undo import undone
+
+_SERVER_ID: Final = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,12 @@ class Site:
             UsageError: There is none, or there are several.
         """
         found = [server for server in await self.api.servers(name=vm) if server.name == vm]
+        if not found and _SERVER_ID.fullmatch(vm):
+            try:
+                return await self.api.server(vm)
+            except PlatformError as error:
+                if error.status != 404:
+                    raise
         if not found:  # thousands of VMs are only listed where the platform cannot look for the name
             everything = await self.api.servers()
             found = [server for server in everything if vm in (server.id, str(server.vm_id), server.name)]
