@@ -10,14 +10,14 @@ annotation stays, so that the number of the backup is never used again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
 
 from ..errors import IntegrityError, ObjectExistsError, StorageError
 from ..models import Manifest
 from .codec import AnnotationRecord
 from .damage import DAMAGE, is_confined
-from .names import LAST_NUMBER, Annotated, Numbered, backup_key
+from .names import LAST_NUMBER, Annotated, Numbered, annotation_key, backup_key
 from .records import Records
 
 log = logging.getLogger("sfasync")
@@ -80,8 +80,14 @@ def gaps(places: Iterable[Annotated]) -> Iterator[Annotated]:
         before = place
 
 
-def is_lost(records: Records, backup: Numbered) -> bool:
-    """Whether an annotated backup has no manifest although nothing says that it was forgotten."""
+def is_lost(records: Records, backup: Numbered, given_up: Container[str] = ()) -> bool:
+    """Whether an annotated backup has no manifest although nothing says that it was forgotten.
+
+    Args:
+        records: Reads them.
+        backup: Its place.
+        given_up: Keys of annotations that cannot be read and count as if they said nothing. Others may say just that.
+    """
     try:
         records.store.size(backup_key(*backup))
     except IntegrityError:
@@ -89,6 +95,7 @@ def is_lost(records: Records, backup: Numbered) -> bool:
     else:
         return False
     try:  # read after the manifest was found missing: it is removed only after that was written
-        return all(records.annotation(place).forgotten is None for place in of_backup(records, backup))
+        places = [place for place in of_backup(records, backup) if annotation_key(*place) not in given_up]
+        return all(records.annotation(place).forgotten is None for place in places)
     except DAMAGE:
         return False  # that may be what the damaged one says

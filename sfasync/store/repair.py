@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from functools import partial
 
 from ..errors import IntegrityError, ObjectMissingError, RepositoryVersionError, printable
@@ -86,8 +86,7 @@ class Repair:
             if not newer:  # which packs an index object of a newer version has is not known
                 self._index(packs - self._indexed(), damaged, live)
             self._release(packs)
-            self._fill_gaps()
-            self._give_up_annotations()
+            self._fill_gaps(self._give_up_annotations())
         finally:
             self._locator.close()
 
@@ -225,18 +224,25 @@ class Repair:
         }
         return said <= {(examined.pack.digest, examined.pack.size)}
 
-    def _fill_gaps(self) -> None:
-        """Say of manifests that are gone that there is no such backup, so that their numbers are not used again."""
+    def _fill_gaps(self, given_up: Container[str]) -> None:
+        """Say of manifests that are gone that there is no such backup, so that their numbers are not used again.
+
+        Args:
+            given_up: As of `is_lost`.
+        """
         for gap in self._records.gaps(remembered(self._store, self._records.repository)):
             for seq in range(gap.first, min(gap.last, gap.first + _MOST_FILLED - 1) + 1):
                 self._void(Numbered(gap.vm, seq))
         for backup in sorted({Numbered(*place[:2]) for place in self._records.annotated()}):
-            if is_lost(self._records, backup):
+            if is_lost(self._records, backup, given_up):
                 self._void(backup)
 
-    def _give_up_annotations(self) -> None:
-        """Put annotations that are damaged or missing in quarantine: nobody knows what they said."""
+    def _give_up_annotations(self) -> set[str]:
+        """Put annotations that are damaged or missing in quarantine: nobody knows what they said. Returns the keys of
+        those that are damaged.
+        """
         known = set(self._locator.cache.bad_objects())
+        given_up: set[str] = set()
         places = self._records.annotated()
         for place in places:
             key = annotation_key(*place)
@@ -245,11 +251,15 @@ class Repair:
             except ObjectMissingError:
                 pass  # removed since it was listed
             except DAMAGE as error:
-                if key not in known and is_lasting(error):
+                if not is_lasting(error):
+                    continue
+                given_up.add(key)
+                if key not in known:
                     self._quarantine(BadObject(key=key, blobs=None, reason=str(error)))
         for gap in gaps(places):
             if annotation_key(*gap) not in known:
                 self._quarantine(BadObject(key=annotation_key(*gap), blobs=None, reason="it is missing"))
+        return given_up
 
     def _void(self, place: Numbered) -> None:
         """Take the place of a manifest that is lost, unless there is something in it."""

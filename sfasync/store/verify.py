@@ -305,7 +305,7 @@ class Verification:
             self._tell(annotation_key(*gap), "is missing: there are later ones")
             self._annotations[Numbered(*gap[:2])].append(annotation_key(*gap))
         for backup in self._annotations:
-            if is_lost(self._records, backup):
+            if is_lost(self._records, backup, self._unreadable):
                 self._findings.add(backup_key(*backup), "is missing: it has annotations, and none forgets it")
 
     def _check_sessions(self, places: Iterable[Numbered]) -> bool:

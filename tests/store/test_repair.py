@@ -245,6 +245,26 @@ async def test_a_lost_backup_that_has_annotations_is_given_up(
     assert (await back_up(repository, "web-01", {"vda": CONTENT})).seq == 2
 
 
+@pytest.mark.parametrize("was_forgotten", [False, True])
+async def test_an_annotation_that_is_given_up_does_not_hide_that_its_backup_is_lost(
+    repository: Repository, place: Path, first: Manifest, was_forgotten: bool
+) -> None:
+    """Whether it was forgotten nobody knows any more."""
+    await repository.annotate(first.id, add=["x"])
+    if was_forgotten:
+        await repository.forget(first.id)
+    flip(part(place, "annotations")[-1], 100)
+    await repaired(repository, place)
+    victim = manifest_path(repository, place, 1)
+    if not was_forgotten:
+        victim.unlink()
+        name = str(victim.relative_to(place))
+        assert [problem.object for problem in (await repository.verify()).problems] == [name]
+        assert [action.object for action in (await repaired(repository, place)).actions] == [name]
+    assert (await repository.verify(data=True)).ok
+    assert victim.exists()
+
+
 # --- manifests that are gone -----------------------------------------------------------------------------------------
 
 
