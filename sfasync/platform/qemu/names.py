@@ -3,7 +3,7 @@
 ::
 
     sfasync-1b2c3d4e-0s                         node, job, export or bitmap for the time of a job
-            |        | what it is: s napshot, w rite filter, f leecing, c hanged, b ackup, ...
+            |        | what it is: b ackup job, w rite filter, f leecing overlay, e xport, c hanged, ...
             |        which disk
             which monitor it was made through
     sfasync-chain-<chain>-<lineage>-<when>      bitmap that records changes, kept from backup to backup

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,15 +65,18 @@ class Places:
         digits = name.removeprefix(self.prefix)[:-1]
         return int(digits) if digits.isdecimal() else 0
 
-    def fleecing(self, number: int) -> Path:
-        """The file for what the guest overwrites of a disk while it is read."""
-        return self.directory / f"{self.prefix}{number}.fleece"
+    def fleecing(self, number: int, what: str) -> Path:
+        """A file for what the guest overwrites of a disk while it is read: the ``map`` or the ``data``."""
+        return self.directory / f"{self.prefix}{number}.{what}"
 
-    def unlink(self, path: Path) -> None:
-        """Take the name from a file that QEMU has opened, so that it ends with its last user, however that ends."""
+    def unlink(self, number: int) -> None:
+        """Take their names from files that QEMU has opened, so that they end with their last user, however that ends.
+
+        Raises:
+            StorageError: It cannot be done.
+        """
         if self.local:
-            with suppress(FileNotFoundError):
-                path.unlink()
+            self._remove([self.fleecing(number, what) for what in ("map", "data")])
 
     def clear(self) -> None:
         """Remove what is left of files.
@@ -81,8 +85,12 @@ class Places:
             StorageError: Something cannot be removed.
         """
         if self.local:
-            try:
-                for path in self.directory.glob(f"{self.prefix}*"):
-                    self.unlink(path)
-            except OSError as error:
-                raise storage_error(error, "clear", str(self.directory)) from error
+            self._remove(self.directory.glob(f"{self.prefix}*"))
+
+    def _remove(self, paths: Iterable[Path]) -> None:
+        try:
+            for path in paths:
+                with suppress(FileNotFoundError):
+                    path.unlink()
+        except OSError as error:
+            raise storage_error(error, "clear", str(self.directory)) from error

@@ -137,11 +137,11 @@ async def _target(
     base: Bitmap | None,
     reason: str | None,
 ) -> TargetDisk:
-    copy: tuple[str, str] | None = None
-    if base is not None:  # what is written would be told as changed, so a copy is
-        copy = disk.node.node_name, places.name(number, "c")
-        empty = {"node": copy[0], "name": copy[1], "disabled": True, "granularity": base.granularity}
-        merge = {"node": copy[0], "target": copy[1], "bitmaps": [base.name]}
+    copy: str | None = None
+    if base is not None:  # it goes on recording, and what the restore writes is not what has to be written
+        copy, node = places.name(number, "c"), disk.node.node_name
+        empty = {"node": node, "name": copy, "disabled": True, "granularity": base.granularity}
+        merge = {"node": node, "target": copy, "bitmaps": [base.name]}
         actions = [
             {"type": "block-dirty-bitmap-add", "data": empty},
             {"type": "block-dirty-bitmap-merge", "data": merge},
@@ -156,5 +156,5 @@ async def _target(
             f"disk {disk.id!r} belongs to the guest's device {disk.attached} alone, even while the guest is off; serve "
             "its image with qemu-storage-daemon and restore there, or give the device share-rw=on"
         ) from error
-    context = None if copy is None else MetadataContext(address, f"qemu:dirty-bitmap:{copy[1]}")
+    context = None if copy is None else MetadataContext(address, f"qemu:dirty-bitmap:{copy}")
     return TargetDisk(address, reason, context)

@@ -55,7 +55,7 @@ async def serve(
     node: str,
     *,
     writable: bool = False,
-    bitmap: tuple[str, str] | None = None,
+    bitmap: str | None = None,
 ) -> ExportAddress:
     """Export a node under a name that nobody guesses.
 
@@ -66,7 +66,7 @@ async def serve(
         number: Of the disk.
         node: The node.
         writable: Whether it can be written.
-        bitmap: Node and name of a bitmap to be told as a metadata context.
+        bitmap: A bitmap of the node, or of one below it, to be told as a metadata context.
 
     Raises:
         PlatformError: QEMU refuses.
@@ -80,7 +80,7 @@ async def serve(
         "writable": writable,
     }
     if bitmap is not None:
-        arguments["bitmaps"] = [{"node": bitmap[0], "name": bitmap[1]}]
+        arguments["bitmaps"] = [bitmap]
     await monitor.run("block-export-add", arguments)
     nbd = settings.nbd
     if nbd.host is not None:

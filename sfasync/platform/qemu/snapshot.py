@@ -7,7 +7,7 @@
     ONE TRANSACTION                   per disk a backup job that copies nothing by itself (its filter preserves what the
                                       guest overwrites), a new bitmap, and a copy of the one that the base names
     file systems thawed
-    snapshot nodes, exports           what is read, with the copied bitmap as a metadata context
+    exports                           what is read, with the copied bitmap as a metadata context
     ...
     everything removed (`sweep`)      but the bitmaps of the chain
 
@@ -22,9 +22,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-import msgspec
-
-from ...errors import PlatformError
 from ...models import Checkpoint, ExportAddress, MetadataContext
 from .agent import quiesced
 from .bitmaps import Plan, of_chain, plan
@@ -37,16 +34,6 @@ from .serving import serve, start_server
 from .settings import QemuTimeouts, QemuVm
 from .sweep import Cleaner
 from .watch import Watch
-
-
-class _Version(msgspec.Struct, frozen=True):
-    major: int
-    minor: int
-    micro: int
-
-
-class _About(msgspec.Struct, frozen=True):
-    qemu: _Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,21 +154,16 @@ class QemuSnapshot:
         return actions
 
     async def _serve(self, number: int, entry: Plan, settings: QemuVm) -> FrozenDisk:
-        node = self._places.name(number, "s")
-        filter_node = self._places.name(number, "w")
-        await self._monitor.run(
-            "blockdev-add", {"driver": "snapshot-access", "node-name": node, "file": filter_node, "read-only": True}
-        )
-        copy = self._places.name(number, "c")
-        bitmap = (entry.disk.node.node_name, copy) if entry.base is not None else None
-        address = await serve(self._monitor, settings, self._places, number, node, bitmap=bitmap)
+        overlay = self._places.name(number, "f")
+        bitmap = self._places.name(number, "c") if entry.base is not None else None
+        address = await serve(self._monitor, settings, self._places, number, overlay, bitmap=bitmap)
         return FrozenDisk(
             id=entry.disk.id,
             size=entry.disk.size,
             address=address,
             checkpoint=entry.checkpoint,
             reason=entry.reason,
-            context=MetadataContext(address, f"qemu:dirty-bitmap:{copy}") if bitmap is not None else None,
+            context=MetadataContext(address, f"qemu:dirty-bitmap:{bitmap}") if bitmap is not None else None,
         )
 
     async def _known(self) -> list[Disk]:
@@ -210,7 +192,6 @@ async def open_snapshot(
     """
     places = Places.of(settings)
     async with open_monitor(vm, settings, timeouts) as monitor:
-        await _refuse_old(monitor, vm)
         cleaner = Cleaner(vm, settings, timeouts, places)
         await cleaner.sweep(monitor)
         known = await disks(monitor, vm, settings.disks)
@@ -231,12 +212,3 @@ async def remove_bitmap(monitor: Monitor, disk: Disk, bitmap: str) -> None:
     except CommandError as error:
         if "not found" not in error.said:
             raise
-
-
-async def _refuse_old(monitor: Monitor, vm: str) -> None:
-    version = (await monitor.ask("query-version", _About)).qemu
-    if (version.major, version.minor) < (7, 1):
-        raise PlatformError(
-            f"VM {vm!r}: QEMU {version.major}.{version.minor}.{version.micro} is too old; "
-            "snapshots that can be read need 7.1"
-        )

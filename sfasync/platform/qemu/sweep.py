@@ -2,7 +2,7 @@
 
 Both are the same: what bears the monitor's name is looked for and removed, from what uses others to what is used::
 
-    export -> snapshot node -> backup job (with its filter) -> fleecing node -> bitmap -> NBD server -> files
+    export -> backup job (with its filter) -> fleecing nodes -> bitmap -> NBD server -> files
 
 Nothing of it is on the guest's path any more when the job is gone.
 """
@@ -23,8 +23,8 @@ import msgspec
 from ...errors import BusyError, PlatformError
 from ...models import Leftover
 from ...tasks import finish
-from .fleecing import create_file
-from .inventory import exports, nodes
+from .fleecing import empty_files
+from .inventory import Node, exports, nodes
 from .monitor import CommandError, Monitor, open_monitor
 from .places import Places
 from .settings import QemuTimeouts, QemuVm
@@ -73,14 +73,12 @@ class Sweep:
         Raises:
             PlatformError: The monitor is lost.
         """
-        prefix = self.places.prefix
         await self._remove("export", await self._exports(), self._delete_export, self._exports)
-        await self._remove("node", await self._nodes("s"), self._delete_node)
         await self._remove("job", await self._jobs(), self._end_job, self._jobs)
-        await self._remove_fleecing()
-        for node in await nodes(self.monitor):
-            names = [bitmap.name for bitmap in node.dirty_bitmaps if bitmap.name.startswith(prefix)]
-            await self._remove("bitmap", names, partial(self._delete_bitmap, node.node_name))
+        present = await nodes(self.monitor)
+        await self._remove_fleecing(present)
+        for node in present:
+            await self._remove("bitmap", self._bitmaps(node), partial(self._delete_bitmap, node.node_name))
         await self._stop_server()
         self.places.clear()
         return self.found
@@ -91,24 +89,22 @@ class Sweep:
         Raises:
             PlatformError: The monitor is lost.
         """
+        present = await nodes(self.monitor)
         for kind, names in (
             ("export", await self._exports()),
             ("job", await self._jobs()),
-            ("node", await self._nodes()),
+            ("node", self._fleecing(present, "fqdm")),
+            ("bitmap", [bitmap for node in present for bitmap in self._bitmaps(node)]),
         ):
             self.found += [Leftover(kind=kind, id=name, vm=self.vm, removed=False) for name in names]
-        for node in await nodes(self.monitor):
-            for bitmap in node.dirty_bitmaps:
-                if bitmap.name.startswith(self.places.prefix):
-                    self.found.append(Leftover(kind="bitmap", id=bitmap.name, vm=self.vm, removed=False))
         return self.found
 
-    async def _remove_fleecing(self) -> None:
-        names = await self._nodes("f")
-        await self._remove("node", names, self._delete_node)
+    async def _remove_fleecing(self, present: Sequence[Node]) -> None:
+        for kind in "fqdm":  # from what uses others to what is used
+            await self._remove("node", self._fleecing(present, kind), self._delete_node)
         if not self.places.local:  # the files have their names still; the next job uses them again
-            for name in names:
-                await create_file(self.monitor, self.places, self.places.number(name), 0)
+            for name in self._fleecing(present, "m"):
+                await empty_files(self.monitor, self.places, self.places.number(name))
 
     # --- what there is ---
 
@@ -119,10 +115,15 @@ class Sweep:
         jobs = await self.monitor.ask("query-jobs", tuple[_Job, ...])
         return [job.id for job in jobs if job.id.startswith(self.places.prefix)]
 
-    async def _nodes(self, kinds: str = "sf") -> list[str]:
-        """The nodes of some kinds; what lies below them goes with them, and filters go with their jobs."""
-        names = [node.node_name for node in await nodes(self.monitor)]
+    def _fleecing(self, present: Sequence[Node], kinds: str) -> list[str]:
+        """Our nodes of some kinds; the filters go with their jobs."""
+        names = [node.node_name for node in present]
         return [name for name in names if name.startswith(self.places.prefix) and name[-1] in kinds]
+
+    def _bitmaps(self, node: Node) -> list[str]:
+        """Our bitmaps of a node, but for those that record changes."""
+        names = [bitmap.name for bitmap in node.dirty_bitmaps]
+        return [name for name in names if name.startswith(self.places.prefix)]
 
     # --- how it goes ---
 
