@@ -137,7 +137,7 @@ def test_copy_loads_what_it_needs(tmp_path: Path) -> None:
         "main()",
     )
     assert target.read_bytes() == source.read_bytes()
-    assert loaded & {"anyio", "cryptography", "httpx", "httpx2", "rich", "sqlite3"} == set()
+    assert loaded & {"anyio", "cryptography", "httpcore2", "httpx", "httpx2", "rich", "sqlite3"} == set()
     assert loaded & {"sfasync.config", "sfasync.conversion", "sfasync.secrets", "tomllib"} == set(), "without a file"
 
 

@@ -112,18 +112,18 @@ class ScpApi:
         """The clusters."""
         return await self._client.listing("clusters", Cluster)
 
-    async def hosts(self, *, az_id: str | None = None, cluster_id: str | None = None) -> list[Host]:
-        """The hosts, of one pool or cluster or of all."""
-        return await self._client.listing("hosts", Host, query={"az_id": az_id, "cluster_id": cluster_id})
+    async def hosts(self) -> list[Host]:
+        """The hosts of all clusters."""
+        return await self._client.listing("hosts", Host)
 
     async def host_interfaces(self, host_id: str, function: str | None = "mgmt") -> list[HostInterface]:
         """The interfaces of a host that are used for something; None for all."""
         query = {"function": function}
         return await self._client.page("host-interfaces", HostInterface, ids={"host_id": host_id}, query=query)
 
-    async def storages(self, *, az_id: str | None = None) -> list[Storage]:
-        """The datastores."""
-        return await self._client.listing("storages", Storage, query={"az_id": az_id})
+    async def storages(self) -> list[Storage]:
+        """The datastores of all clusters."""
+        return await self._client.listing("storages", Storage)
 
     # --- virtual machines --------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from .authorization import Authorizer, KeyAuthorizer
 from .clock import ServerClock
 from .envelope import Reply, opened
 from .failures import Failures
-from .http import Answer, Server
+from .http import Answer, Headers, Server
 from .login import TokenAuthorizer
 from .paths import Paths
 from .patience import Patience
@@ -111,7 +111,7 @@ class Caller:
                 break
         assert reply.refusal is not None, "a reply that is none was returned"
         if reply.refusal.status == 404 and repeated and method == "DELETE":
-            return opened(Answer(204, {}, b""))  # done by a request whose answer was lost
+            return opened(Answer(204, Headers(), b""))  # done by a request whose answer was lost
         raise self.failures.of_refusal(operation, reply.refusal)
 
     async def _sent(

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final
 
-import httpx2
+import httpcore2
 
 from ..._version import VERSION
-from ...errors import TlsError, printable
 from ...units import MiB
+from .network import Network
 from .settings import ScpTimeouts
 
 MAX_BODY: Final = 16 * MiB
@@ -26,11 +26,30 @@ MAX_BODY: Final = 16 * MiB
 
 _CONNECTIONS: Final = 8
 _HEADERS: Final = {
-    "Accept": "application/json",
+    "Accept": "*/*",
     "Accept-Encoding": "identity",
     "User-Agent": f"sfasync/{VERSION}",
 }
-_NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+_IDLE_SECONDS: Final = 30.0
+_NOT_SENT = (httpcore2.ConnectError, httpcore2.ConnectTimeout)
+
+
+class Headers(Mapping[str, str]):
+    """Headers of an answer, by name in any case; of one that is there twice, the first."""
+
+    def __init__(self, headers: Iterable[tuple[str, str]] = ()) -> None:
+        self._values: dict[str, str] = {}
+        for name, value in headers:
+            self._values.setdefault(name.lower(), value)
+
+    def __getitem__(self, name: str) -> str:
+        return self._values[name.lower()]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +58,12 @@ class Answer:
 
     Attributes:
         status: Of HTTP.
-        headers: Names in any case.
+        headers: What goes with it.
         body: All of it.
     """
 
     status: int
-    headers: Mapping[str, str] = field(repr=False)
+    headers: Headers = field(repr=False)
     body: bytes = field(repr=False)
 
 
@@ -73,23 +92,18 @@ class Server:
     """
 
     def __init__(self, origin: str, context: ssl.SSLContext, hostname: str | None, timeouts: ScpTimeouts) -> None:
-        self._origin = httpx2.URL(origin)
+        self._origin = origin
+        self._url = httpcore2.URL(origin)
         self._timeouts = timeouts
-        self._transport = httpx2.AsyncHTTPTransport(
-            verify=context,
-            trust_env=False,
+        self._pool = httpcore2.AsyncConnectionPool(
+            ssl_context=context,
+            max_connections=_CONNECTIONS,
+            keepalive_expiry=_IDLE_SECONDS,
             http1=True,
             http2=False,
-            limits=httpx2.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS),
+            network_backend=Network(),
         )
-        self._extensions: dict[str, object] = {
-            "timeout": {
-                "connect": timeouts.connect,
-                "read": timeouts.request,
-                "write": timeouts.request,
-                "pool": timeouts.request,
-            }
-        }
+        self._extensions: dict[str, object] = {"timeout": {"connect": timeouts.connect}}
         if hostname is not None:
             self._extensions["sni_hostname"] = hostname
 
@@ -97,13 +111,13 @@ class Server:
         return f"<Server {self._origin}>"
 
     async def __aenter__(self) -> Server:
-        await self._transport.__aenter__()
+        await self._pool.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._transport.__aexit__(kind, error, trace)
+        await self._pool.__aexit__(kind, error, trace)
 
     async def exchange(self, method: str, target: str, headers: Mapping[str, str], body: bytes = b"") -> Answer:
         """Send a request and read the whole answer. Cancelling closes the connection.
@@ -118,37 +132,47 @@ class Server:
             InterruptedExchange: There is no whole answer, or it is longer than 16 MiB.
             TlsError: The server is not who it should be.
         """
-        request = httpx2.Request(
+        request = httpcore2.Request(
             method,
-            self._origin.copy_with(raw_path=target.encode("ascii")),
-            headers={**_HEADERS, **headers},
-            content=body,
+            httpcore2.URL(
+                scheme=self._url.scheme, host=self._url.host, port=self._url.port, target=target.encode("ascii")
+            ),
+            headers=self._headers(method, headers, body),
+            content=body or None,
             extensions=self._extensions,
         )
-        assert request.url.raw_path == target.encode("ascii"), "what is signed is what is sent"
         try:
             async with asyncio.timeout(self._timeouts.request):
-                response = await self._transport.handle_async_request(request)
+                response = await self._pool.handle_async_request(request)
                 try:
-                    return Answer(response.status_code, response.headers, await _body(response))
+                    told = _told(response.headers)
+                    return Answer(response.status, told, await _body(response, told))
                 finally:
                     await response.aclose()
         except TimeoutError:
             raise InterruptedExchange(f"no whole answer came in {self._timeouts.request:g} s", sent=True) from None
-        except (httpx2.TransportError, ssl.SSLError) as error:
-            reason = _tls_reason(error)
-            if reason is not None:
-                raise TlsError(f"{self._origin.host}: {reason}") from None
+        except (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError) as error:
             # The chain ends here: what such an error says may be the server's own words.
             raise InterruptedExchange(_reason(error), sent=not isinstance(error, _NOT_SENT)) from None
 
+    def _headers(self, method: str, headers: Mapping[str, str], body: bytes) -> list[tuple[bytes, bytes]]:
+        """All headers, in the order in which they are sent."""
+        told = {"Host": self._origin.removeprefix("https://"), **_HEADERS, **headers}
+        if body or method in ("POST", "PUT"):
+            told["Content-Length"] = str(len(body))
+        return [(name.encode("ascii"), value.encode("ascii")) for name, value in told.items()]
 
-async def _body(response: httpx2.Response) -> bytes:
+
+def _told(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    return Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
+
+
+async def _body(response: httpcore2.Response, headers: Headers) -> bytes:
     """The body as it was sent; more than allowed is not read."""
-    if response.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+    if headers.get("Content-Encoding", "identity").strip().lower() != "identity":
         raise InterruptedExchange("the answer is packed, which was not asked for", sent=True, again=False)
     body = bytearray()
-    async for piece in response.aiter_raw():
+    async for piece in response.aiter_stream():
         body += piece
         if len(body) > MAX_BODY:
             raise InterruptedExchange(f"the answer is longer than {MAX_BODY // MiB} MiB", sent=True, again=False)
@@ -156,24 +180,9 @@ async def _body(response: httpx2.Response) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, httpx2.ConnectTimeout):
-        return "no connection was made in time"
-    if isinstance(error, httpx2.ConnectError):
-        return f"no connection: {printable(str(error)) or 'refused'}"
-    if isinstance(error, httpx2.PoolTimeout):
-        return "too many calls are under way"
-    if isinstance(error, httpx2.RemoteProtocolError):
+    """What happened, in words that are ours."""
+    if isinstance(error, httpcore2.ConnectError | httpcore2.ConnectTimeout):
+        return str(error)
+    if isinstance(error, httpcore2.ProtocolError):
         return "the connection was closed in the middle, or what came is not HTTP"
     return "the connection was lost"
-
-
-def _tls_reason(error: BaseException) -> str | None:
-    """What is wrong with TLS, if that is what the error comes from."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"the server's certificate is not accepted: {printable(cause.verify_message)}"
-        if isinstance(cause, ssl.SSLError):
-            return f"TLS failed: {printable((cause.reason or str(cause)).replace('_', ' ').lower())}"
-        cause = cause.__cause__ or cause.__context__
-    return None

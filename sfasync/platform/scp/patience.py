@@ -25,7 +25,7 @@ _BROKEN: Final = frozenset({500, 502, 504})
 PACE: Final = Retry(delay=1.0, max_delay=20.0, jitter=0.5)
 """How pauses grow between attempts."""
 
-_TRIES: Final = 8
+_TRIES: Final = 12
 _BROKEN_TRIES: Final = 3
 
 

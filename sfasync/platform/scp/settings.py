@@ -25,9 +25,8 @@ Padding: TypeAlias = Literal["pkcs1", "oaep-sha1", "oaep-sha256"]
 """How a password is encrypted for the login."""
 
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-_ORIGIN = re.compile(
-    rf"https://(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|{_LABEL}(?:\.{_LABEL})*)(?::(?P<port>[0-9]{{1,5}}))?/?"
-)
+_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_ORIGIN = re.compile(rf"https://(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|{_HOST.pattern})(?::(?P<port>[0-9]{{1,5}}))?/?")
 _WORD = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -200,6 +199,8 @@ class ScpSettings:
     def __post_init__(self) -> None:
         if not _is_origin(self.url):
             raise UsageError(f"'{printable(_without_user(self.url))}' is no address of a platform: https://HOST[:PORT]")
+        if self.hostname is not None and not _HOST.fullmatch(self.hostname):
+            raise UsageError(f"'{printable(self.hostname)}' is no name that a certificate can carry")
         _known("product", self.product, ("scp", "hci"))
         check_overrides(self.paths)
         for name, low, high in (

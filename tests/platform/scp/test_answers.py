@@ -22,7 +22,7 @@ from sfasync.platform.scp.answers import (
     snapshot_details,
 )
 from sfasync.platform.scp.envelope import Reply, decoded, opened
-from sfasync.platform.scp.http import Answer
+from sfasync.platform.scp.http import Answer, Headers
 
 from .support import SNAPSHOT
 
@@ -159,7 +159,7 @@ KINDS: list[type[Any]] = [Server, Resource, ChangedAreas, CbtStatus]
 
 @given(st.binary(max_size=200), st.integers(100, 599), st.sampled_from(KINDS))
 def test_any_bytes_are_an_answer_or_a_platform_error(body: bytes, status: int, kind: type[Any]) -> None:
-    reply = opened(Answer(status, {}, body))
+    reply = opened(Answer(status, Headers(), body))
     if reply.refusal is None:
         _typed_or_refused(reply, kind)
 
@@ -167,7 +167,7 @@ def test_any_bytes_are_an_answer_or_a_platform_error(body: bytes, status: int, k
 @given(JSON, st.sampled_from(KINDS))
 def test_any_json_is_an_answer_or_a_platform_error(value: object, kind: type[Any]) -> None:
     for body in (value, {"code": 0, "data": value}, {"errcode": "", "data": [value]}):
-        _typed_or_refused(opened(Answer(200, {}, msgspec.json.encode(body))), kind)
+        _typed_or_refused(opened(Answer(200, Headers(), msgspec.json.encode(body))), kind)
 
 
 @given(st.dictionaries(st.sampled_from(sorted(DETAILS)), JSON), st.dictionaries(st.text(max_size=8), JSON, max_size=3))

@@ -145,11 +145,11 @@ CALLS = [
         PAGING,
     ),
     Operation(
-        lambda scp: scp.hosts(cluster_id="c"),
+        lambda scp: scp.hosts(),
         "GET /janus/20240725/hosts",
         {"data": [{"id": "host-005056d861e", "ip": "10.0.0.2", "status": "running"}], "next_page_num": None},
         [Host(id="host-005056d861e", ip="10.0.0.2", status="running")],
-        PAGING | {"cluster_id": "c"},
+        PAGING,
     ),
     Operation(
         lambda scp: scp.host_interfaces("host-1"),
@@ -159,11 +159,11 @@ CALLS = [
         {"function": "mgmt"},
     ),
     Operation(
-        lambda scp: scp.storages(az_id="a"),
+        lambda scp: scp.storages(),
         "GET /janus/20200725/storages",
         {"data": [{"id": "1fd63ecb_vs_vol_rep3", "type": "vs", "total_mb": "1.5"}], "next_page_num": ""},
         [Storage(id="1fd63ecb_vs_vol_rep3", type="vs", total_mb=1.5)],
-        PAGING | {"az_id": "a"},
+        PAGING,
     ),
     Operation(
         lambda scp: scp.server(SERVER),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import re
 import ssl
@@ -17,11 +18,12 @@ import pytest
 from sfasync.credentials import AccessKey, Password
 from sfasync.errors import AuthenticationError, BusyError, PlatformError, SfasyncError, TlsError, UsageError
 from sfasync.platform.scp.api import ScpApi
-from sfasync.platform.scp.http import MAX_BODY, Answer
+from sfasync.platform.scp.http import MAX_BODY, Answer, Headers
 from sfasync.platform.scp.patience import asked_for
 from sfasync.platform.scp.settings import Dialect, ScpSettings, SigningSettings
 from sfasync.platform.scp.signing import FORMS, Scope, canonical_request, signature
 
+from ...support.stepping import Stepper
 from .support import (
     CANARY,
     QUICK,
@@ -100,13 +102,13 @@ def signed_only(reply: Reply, names: str | None = None) -> Handler:
 
 @pytest.mark.parametrize("variant", sorted(FORMS))
 async def test_requests_are_signed_as_they_are_sent(platform: FakePlatform, variant: Any) -> None:
-    platform.on("GET /janus/20240725/hosts", signed_only(answer([]), FORMS[variant].names))
+    platform.on("GET /janus/20240725/servers", signed_only(answer([]), FORMS[variant].names))
     platform.on(f"PUT /janus/20180725/backup-resources/{RESOURCE}", signed_only(answer({"task_id": TASK})))
     signing = SigningSettings(variant=variant, fallback=None)
     async with api(platform, credentials=KEY, signing=signing) as scp:
-        assert await scp.hosts(az_id="pool 1/ä?&") == []  # a query, which is not signed
+        assert await scp.servers(name="web 1/ä?&") == []  # a query, which is not signed
         assert await scp.renew_resource(RESOURCE, 600) == TASK
-    assert platform.requests[0].query["az_id"] == "pool 1/ä?&"
+    assert platform.requests[0].query["query_name"] == "web 1/ä?&"
 
 
 async def test_a_colon_may_have_to_be_encoded(platform: FakePlatform) -> None:
@@ -184,7 +186,7 @@ async def test_a_platform_that_limits_our_rate_is_waited_for(platform: FakePlatf
 )
 def test_how_long_it_wants_us_to_wait(after: str, date: str | None, seconds: float | None) -> None:
     headers = {"Retry-After": after} | ({} if date is None else {"Date": date})
-    assert asked_for(Answer(429, headers, b"")) == seconds
+    assert asked_for(Answer(429, Headers(headers.items()), b"")) == seconds
 
 
 async def test_a_wait_that_cannot_be_read_is_ours(platform: FakePlatform) -> None:
@@ -208,7 +210,7 @@ async def test_an_endless_503_ends(platform: FakePlatform) -> None:
     async with api(platform) as scp:
         with pytest.raises(PlatformError, match="maintenance"):
             await scp.azs()
-    assert len(platform.came(AZS)) == 8
+    assert len(platform.came(AZS)) == 12
 
 
 async def test_reading_is_repeated_when_the_platform_fails(platform: FakePlatform) -> None:
@@ -465,24 +467,20 @@ async def test_a_platform_that_says_nothing_is_given_up(platform: FakePlatform) 
             await scp.azs()
 
 
-async def test_a_call_that_is_cancelled_leaves_the_client_as_it_was(platform: FakePlatform) -> None:
-    came = asyncio.Event()
-
-    async def wait(request: Request) -> Reply:
-        came.set()
-        return await silence(request)
-
-    platform.on(AZS, wait)
-    async with api(platform) as scp:
-        for _ in range(12):  # more than there are connections
-            came.clear()
-            call = asyncio.ensure_future(scp.azs())
-            await came.wait()
-            call.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await call
-        platform.on(AZS, answer([]))
-        assert await scp.azs() == []
+async def test_a_call_may_be_cancelled_anywhere(platform: FakePlatform) -> None:
+    """Login, exchange, retry and renewal, cancelled before each of their steps with one client."""
+    step = 0
+    while True:
+        platform.on(LOGIN, token("token-1"))
+        platform.on(AZS, refusal(401), refusal(503), answer([POOL]))
+        async with api(platform) as scp:
+            task = await Stepper(step).run(scp.azs)
+            if not task.cancelled():
+                break
+            platform.on(AZS, answer([POOL]))
+            assert len(await scp.azs()) == 1
+        step += 1
+    assert step >= 10
 
 
 # --- TLS -------------------------------------------------------------------------------------------------------------
@@ -523,19 +521,27 @@ async def test_an_authority_that_is_not_believed(platform: FakePlatform) -> None
     assert platform.requests == []
 
 
-async def test_a_server_without_tls(certificates: Path) -> None:
+@pytest.mark.parametrize(
+    ("said", "kind", "message"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", TlsError, "TLS failed"),
+        (b"", PlatformError, "closed while TLS began"),
+    ],
+)
+async def test_a_server_without_tls(certificates: Path, said: bytes, kind: type[SfasyncError], message: str) -> None:
     async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-        await writer.drain()
+        await reader.read(1)
+        writer.write(said)
         writer.close()
-        await writer.wait_closed()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
     platform = FakePlatform(certificates)
     server = await asyncio.start_server(plain, "127.0.0.1", 0)
     platform.port = server.sockets[0].getsockname()[1]
     try:
         async with api(platform) as scp:
-            with pytest.raises(TlsError, match="TLS failed"):
+            with pytest.raises(kind, match=message):
                 await scp.azs()
     finally:
         server.close()
