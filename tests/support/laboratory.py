@@ -159,6 +159,9 @@ class _Commands:
     async def behave(self) -> None:
         self._lab.site.misbehaviour.behave()
 
+    async def renewals(self) -> int:
+        return sum(task.action.startswith("renew") for task in self._lab.site.tasks.all())
+
     async def vms(self) -> list[str]:
         return [vm.machine.name for vm in self._lab.vms]
 

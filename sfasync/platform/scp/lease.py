@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,7 +30,7 @@ _OCCUPIED: Final = "occupied"
 
 _LONGEST_PAUSE: Final = 60.0
 _SHORTEST_PAUSE: Final = 1.0
-_RELEASE: Final = 60.0
+_STOP: Final = 0.5
 
 
 @dataclass(slots=True)
@@ -62,9 +62,9 @@ class Tenure:
         return self.end - now < self.seconds / 2
 
     def pause(self, now: float) -> float:
-        """Seconds until the platform should be asked again: six times in the life of a lease, or each minute."""
-        longest = min(_LONGEST_PAUSE, self.seconds / 6)
-        return min(max(longest, _SHORTEST_PAUSE), max(self.end - now, 0.0))
+        """Seconds until the platform should be asked again: each minute, and more often as the end comes nearer."""
+        left = max(self.end - now, 0.0)
+        return max(min(_LONGEST_PAUSE, self.seconds / 6, left / 2), min(_SHORTEST_PAUSE, left))
 
 
 class Lease:
@@ -95,6 +95,7 @@ class Lease:
         self._entry = entry
         self._tenure = tenure
         self._also = also
+        self._stopped = asyncio.Event()
         self._keeper = asyncio.create_task(self._keep())
 
     def __repr__(self) -> str:
@@ -111,8 +112,12 @@ class Lease:
             await self._look()
 
     async def stop(self) -> None:
-        """Renew it no more."""
-        await cancelled(self._keeper)
+        """Renew it no more. A question that is under way is waited for, for a moment, rather than broken off."""
+        self._stopped.set()
+        try:
+            await asyncio.wait({self._keeper}, timeout=_STOP)
+        finally:
+            await cancelled(self._keeper)
 
     async def release(self) -> None:
         """Give it back.
@@ -125,7 +130,11 @@ class Lease:
 
     async def _keep(self) -> None:
         while not self.lost.done():
-            await asyncio.sleep(self._tenure.pause(_now()))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._tenure.pause(_now())):
+                    await self._stopped.wait()
+            if self._stopped.is_set():
+                return
             await self._keep_once()
 
     async def _keep_once(self) -> None:

@@ -34,5 +34,7 @@ def test_it_is_renewed_at_half_time() -> None:
 def test_pauses_are_short_enough_to_renew_several_times() -> None:
     assert Tenure(1800, end=1800).pause(0) == 60
     assert Tenure(60, end=60).pause(0) == 10
-    assert Tenure(60, end=60).pause(55) == 5
+    assert Tenure(60, end=60).pause(52) == 4
+    assert Tenure(60, end=60).pause(59) == 1
+    assert Tenure(60, end=60).pause(59.5) == 0.5
     assert Tenure(60, end=60).pause(61) == 0
