@@ -1,7 +1,8 @@
 """Conditions under which every test runs.
 
-Each asynchronous test runs on asyncio's own loop in debug mode and on uvloop. After each test, no task, descriptor or
-thread may be left that was not there before. No test sees the user's own cache, configuration or repository.
+Each asynchronous test runs on asyncio's own loop in debug mode and on uvloop, or (`one_loop`) on the first. After each
+test, no task, descriptor or thread may be left that was not there before. No test sees the user's own cache,
+configuration or repository.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ settings.load_profile("test")
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    both = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    return {"asyncio": both["asyncio"]} if item.get_closest_marker("one_loop") else both
 
 
 @pytest.fixture(scope="session", autouse=True)

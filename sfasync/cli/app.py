@@ -30,6 +30,7 @@ _COMMANDS = (
     "info",
     "vms",
     "cleanup",
+    "lab",
     "demo",
     "bench",
 )

@@ -18,11 +18,11 @@ from .storage import Area, Frozen, Storage
 Progress = Callable[[int], None]
 
 
-class CbtExpiredError(Exception):
+class ExpiredError(Exception):
     """Changes are not known from the checkpoint on; tracking has to be reset."""
 
 
-class CbtOffError(Exception):
+class UntrackedError(Exception):
     """Changes of the disk are not tracked."""
 
 
@@ -217,20 +217,20 @@ class Hypervisor:
         """What of a disk has changed from a checkpoint to a snapshot; from 0, what is allocated in the snapshot.
 
         Raises:
-            CbtExpiredError: That is not known.
-            CbtOffError: The disk's changes are not tracked.
+            ExpiredError: That is not known.
+            UntrackedError: The disk's changes are not tracked.
         """
         if machine.expired:
-            raise CbtExpiredError
+            raise ExpiredError
         disk = machine.disk(disk_id)
         if disk is None or disk.bitmap is None or not snapshot.checkpoint:
-            raise CbtOffError
+            raise UntrackedError
         if checkpoint == 0:
             return await self._allocated(snapshot, disk_id)
         known = {record.checkpoint for record in machine.changes}
         later = [record for record in machine.changes if checkpoint < record.checkpoint <= snapshot.checkpoint]
         if checkpoint not in known or any(disk_id not in record.areas for record in later):
-            raise CbtExpiredError
+            raise ExpiredError
         return machine.changed(disk_id, checkpoint, snapshot.checkpoint)
 
     # --- exports -----------------------------------------------------------------------------------------------------

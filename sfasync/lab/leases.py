@@ -89,7 +89,7 @@ class Leases:
         if lease.kind == "restore":
             if lease.machine.running:
                 lease.status = "failed"
-                raise PlatformError("the VM runs; shut it down before its disks are written")
+                raise PlatformError("the server must be shut down before its disks are written")
             self._hypervisor.expire(lease.machine)
         await gateway.start()
         lease.status = "running"

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -14,23 +14,35 @@ from starlette.applications import Starlette
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its hold on the process's signals, which are not a library's to take.
+    """uvicorn, which leaves the process's signals alone, and does not look twice a second whether it should end.
 
     Attributes:
-        listening: Set when it does.
+        listening: Set when it listens.
     """
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.listening = asyncio.Event()
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Let it end."""
+        self.should_exit = True
+        self._stopping.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.listening.set()
 
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):  # which writes the date that answers carry
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._stopping.wait()
 
 
 @asynccontextmanager
@@ -47,5 +59,5 @@ async def served(app: Starlette, listener: socket.socket, context: ssl.SSLContex
         await server.listening.wait()
         yield
     finally:
-        server.should_exit = True
+        server.stop()
         await serving

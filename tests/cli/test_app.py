@@ -32,6 +32,7 @@ COMMANDS = [
     "info",
     "vms",
     "cleanup",
+    "lab",
     "demo",
     "bench",
 ]

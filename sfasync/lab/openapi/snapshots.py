@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from ...units import GiB, MiB
-from ..hypervisor import CbtExpiredError, CbtOffError
+from ..hypervisor import ExpiredError, UntrackedError
 from ..machines import Machine, Snapshot
 from ..storage import Area
 from .envelope import Answer, Refusal, number_in, text_in
@@ -117,9 +117,9 @@ async def changed_areas(site: Site, call: Call) -> Answer:
         raise Refusal(400, _EXPIRED)
     try:
         areas = await site.hypervisor.changed(machine, found, disk_id, checkpoint)
-    except CbtExpiredError:
+    except ExpiredError:
         raise Refusal(400, _EXPIRED) from None
-    except CbtOffError:
+    except UntrackedError:
         raise Refusal(400, "CBT of the disk is not enabled") from None
     question = (machine.id, found.id, disk_id, str(checkpoint))
     before = site.pages.get(question)
