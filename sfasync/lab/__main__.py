@@ -34,8 +34,9 @@ async def serve(home: Home, machines: Sequence[str]) -> None:
         lab = await stack.enter_async_context(Lab(machines, directory=home.path, sockets=sockets))
         write_configuration(home.configuration, lab.settings, lab.accounts)
         listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(sockets / "control"))  # its directory is for the owner alone
+        listener.bind(str(sockets / "control.new"))  # its directory is for the owner alone
         await stack.enter_async_context(served(control(lab), listener))
+        (sockets / "control.new").rename(sockets / "control")
         logging.info("ready")
         await stop.wait()
         logging.info("ending")

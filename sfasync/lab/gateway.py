@@ -11,7 +11,6 @@ options are understood, to know which exports are asked for; everything else is 
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 import struct
 from collections.abc import Awaitable, Callable
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from ..models import TlsStyle
 from ..nbd import const
+from .serving import listening
 
 Admit = Callable[[str], Awaitable[bool]]
 """Whether an export of that name is to be had now; makes it ready."""
@@ -77,7 +77,7 @@ class Gateway:
         """
         if self._server is None:
             direct = self._context if self.style == "direct" else None
-            listener = socket.create_server(("127.0.0.1", self.port))
+            listener = listening(self.port)
             self.port = listener.getsockname()[1]
             self._server = await asyncio.start_server(self._accept, sock=listener, ssl=direct, limit=_PIECE)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -27,7 +26,7 @@ from .openapi.accounts import Accounts
 from .openapi.app import application
 from .openapi.site import Site
 from .openapi.tasks import Tasks
-from .serving import served
+from .serving import listening, served
 from .settings import password_of, settings
 from .storage import storage
 from .trouble import Trouble
@@ -181,7 +180,7 @@ class Lab:
             misbehaviour=misbehaviour,
             ca_cert=cluster.base64_der,
         )
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener = listening()
         self._port = listener.getsockname()[1]
         await stack.enter_async_context(served(application(self._site), listener, self._authority.context))
 

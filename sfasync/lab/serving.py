@@ -45,6 +45,18 @@ class _Server(uvicorn.Server):
                     await self._stopping.wait()
 
 
+def listening(port: int = 0) -> socket.socket:
+    """A socket on a port of 127.0.0.1; 0 for a free one.
+
+    Raises:
+        OSError: The port is taken.
+    """
+    listener = socket.create_server(("127.0.0.1", port))
+    # asyncio does so only for sockets that name their protocol; each answer took 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
 @asynccontextmanager
 async def served(app: Starlette, listener: socket.socket, context: ssl.SSLContext | None = None) -> AsyncIterator[None]:
     """An application on a socket, for the time of the block; with TLS if there is a context."""
@@ -52,8 +64,6 @@ async def served(app: Starlette, listener: socket.socket, context: ssl.SSLContex
     server = _Server(uvicorn.Config(app, http="h11", timeout_graceful_shutdown=1, **config))
     server.config.load()
     server.config.ssl = context
-    # asyncio does so only for sockets that name their protocol; each answer took 40 ms.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="lab: interface")
     try:
         await server.listening.wait()
