@@ -48,7 +48,7 @@ class MemoryDisk:
         end = self.size if length is None else offset + length
         while offset < end:
             stop = min(end, offset - offset % self._grain + self._grain)
-            yield Extent(offset, stop - offset, zero=not any(self.content[offset:stop]))
+            yield Extent(offset, stop - offset, zero=self.content.count(0, offset, stop) == stop - offset)
             offset = stop
 
     async def write(self, offset: int, data: Buffer) -> None:
