@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from asyncio import CancelledError
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import click
 
@@ -25,6 +25,18 @@ class Interrupted(Exception):  # noqa: N818 - not a failure: the user's wish
     def __init__(self, number: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}")
         self.number = number
+
+
+class SomeFailed(Exception):  # noqa: N818 - what failed is in it
+    """Of several things to be done, some failed; each was told when it did.
+
+    Attributes:
+        first: What the first one failed with. It gives the exit code.
+    """
+
+    def __init__(self, message: str, first: BaseException) -> None:
+        super().__init__(message)
+        self.first = first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +64,9 @@ def describe(error: BaseException) -> Failure:
     """The failure that an exception stands for. Of a group, the first cause counts."""
     cause = _first_cause(error)
     cause = system_limit(cause) or cause
+    if isinstance(cause, SomeFailed):
+        first = describe(cause.first)
+        return replace(first, message=one_line(f"{cause}: {first.message}"))
     if isinstance(cause, SfasyncError):
         return Failure(
             code=cause.code,

@@ -17,7 +17,7 @@ from ..models import Limits, Retry, TlsPolicy
 from ..units import parse_size
 from .configuration import choose, configuration
 from .output import Output
-from .platforms import choose_platforms, complete_platform
+from .platforms import choose_platform, choose_platforms, complete_platform
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -186,6 +186,15 @@ platforms = click.option(
     callback=choose_platforms,
     shell_complete=complete_platform,
     help="Name of the platform in the configuration file; all of them, if not given.",
+)
+
+
+platform = click.option(
+    "--platform",
+    metavar="P",
+    callback=choose_platform,
+    shell_complete=complete_platform,
+    help="Name of the platform in the configuration file that has the VM.",
 )
 
 

@@ -12,7 +12,7 @@ import select
 import sys
 import time
 import traceback
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from ..errors import StorageError, one_line
@@ -138,8 +138,9 @@ class Output:
     def _write(self, text: str) -> None:
         """Write a line to stdout, at once. A reader that has gone is no error: it has read what it wanted."""
         try:
-            sys.stdout.write(text + "\n")
-            sys.stdout.flush()
+            with nullcontext() if self._view is None else self._view.aside():
+                sys.stdout.write(text + "\n")
+                sys.stdout.flush()
         except BrokenPipeError:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it stays open as long as the process
         except OSError as error:

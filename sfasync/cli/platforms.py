@@ -56,6 +56,11 @@ class PlatformChoice:
             raise first
 
 
+def choose_platform(context: click.Context, parameter: click.Parameter, value: str | None) -> PlatformChoice | None:
+    """The platform that an option names; None without one."""
+    return None if value is None else choose_platforms(context, parameter, value)
+
+
 def choose_platforms(_context: click.Context, _parameter: click.Parameter, value: str | None) -> PlatformChoice:
     """The platform that an option names, or all that there are."""
     configured = configuration()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
@@ -46,6 +48,8 @@ class ProgressView:
     def update(self, progress: Progress) -> None:
         """Draw the state of a job that moves bytes."""
         shown = progress.disks[:_SHOWN] if len(progress.disks) > 1 else ()
+        for gone in self._disks.keys() - {disk.id for disk in shown}:
+            self._bars.remove_task(self._disks.pop(gone))
         for disk in shown:
             if disk.id not in self._disks:
                 self._disks[disk.id] = self._new_line(printable(disk.id))
@@ -66,6 +70,13 @@ class ProgressView:
     def print(self, text: str) -> None:
         """Put a line above the display."""
         self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Take the display away for the time of the block, in which somebody else writes to the terminal."""
+        self._bars.stop()
+        yield
+        self._bars.start()
 
     def close(self) -> None:
         """Take the display away and give the cursor back."""

@@ -63,6 +63,30 @@ def test_many_disks_do_not_scroll_the_terminal(terminal: Terminal) -> None:
     assert "disk016" not in terminal.getvalue()
 
 
+def test_lines_of_disks_that_are_done_go_away(terminal: Terminal) -> None:
+    view = ProgressView(terminal)
+    for number in range(40):
+        view.update(job(disk(f"disk{number:03}"), disk("all")))
+    terminal.truncate(0)
+    view.update(job(disk("disk099"), disk("all")))
+    shown = terminal.getvalue()
+    view.close()
+    assert "disk099" in shown
+    assert "disk039" not in shown
+
+
+def test_others_may_write_meanwhile(terminal: Terminal) -> None:
+    view = ProgressView(terminal)
+    view.update(job(disk("vda")))
+    with view.aside():
+        shown = terminal.getvalue()
+        assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l"), "the display is gone"
+    terminal.truncate(0)
+    view.update(job(disk("vda", 60 * MiB)))
+    assert "60 MiB of 100 MiB" in terminal.getvalue()
+    view.close()
+
+
 def test_counted_things(terminal: Terminal) -> None:
     view = ProgressView(terminal)
     view.update_count("verifying", "objects", 7, 30)

@@ -1,27 +1,47 @@
-"""`sfasync backup`: the disks of a VM into the repository."""
+"""`sfasync backup`: the disks of VMs into the repository."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, get_args
 
 import click
 
-from ...models import BackupResult, ExportAddress, check_id
+from ...models import BackupResult, ExportAddress, TransportMode, VirtualMachine, check_id
 from ...units import format_seconds, format_size
 from .. import options
-from ..failures import EXIT_LOSS
+from ..failures import EXIT_LOSS, describe
 from ..output import Output
+from ..platforms import PlatformChoice
 from ..records import SHORT, disk_object
 from ..runner import perform
+from ..several import each_vm, matching
+
+if TYPE_CHECKING:
+    from ...engine import Engine
+    from ...interfaces import Platform
+    from ...progress import ProgressCallback
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Wish:
-    """What the command line asks for."""
+    """What the command line asks for.
+
+    Attributes:
+        vm: The VM; None for those of the platform that match.
+        match: Patterns of names; none for all.
+        disks: Without a platform, where each disk is read; with one, the ids wanted, none for all.
+        platform: Where the VMs are; None where the disks have addresses.
+    """
 
     repository: str
-    vm: str
-    disks: dict[str, str]
+    vm: str | None
+    match: tuple[str, ...]
+    disks: Mapping[str, ExportAddress] | Sequence[str] | None
+    platform: PlatformChoice | None
+    transport: TransportMode | None
     mode: str
     tags: tuple[str, ...]
     wait: float
@@ -32,15 +52,26 @@ class _Wish:
 
 
 @click.command("backup")
-@click.argument("vm")
+@click.argument("vm", required=False)
 @click.option(
     "--disk",
     "disks",
-    type=options.assignment,
     metavar="ID=NBD-URI",
     multiple=True,
-    required=True,
-    help="A disk of the VM and where to read it; once for each disk.",
+    help="A disk of the VM and where to read it; once for each disk. With --platform, just its ID; none for all.",
+)
+@options.platform
+@click.option("--all", "every", is_flag=True, help="With --platform: all its VMs, several at once.")
+@click.option(
+    "--match",
+    metavar="PATTERN",
+    multiple=True,
+    help="With --platform: all VMs whose names match, as 'web-*'; may be repeated.",
+)
+@click.option(
+    "--transport",
+    type=click.Choice(get_args(TransportMode)),
+    help="With --platform: how its disks are read, where there is a choice; otherwise as configured.",
 )
 @click.option(
     "--mode",
@@ -81,8 +112,12 @@ class _Wish:
 @options.common
 def command(
     output: Output,
-    vm: str,
-    disks: tuple[tuple[str, str], ...],
+    vm: str | None,
+    disks: tuple[str, ...],
+    platform: PlatformChoice | None,
+    every: bool,
+    match: tuple[str, ...],
+    transport: TransportMode | None,
     mode: str,
     tags: tuple[str, ...],
     wait: float,
@@ -92,14 +127,31 @@ def command(
     repository: str,
     engine_options: options.EngineOptions,
 ) -> int:
-    """Back up disks of VM into the repository.
+    """Back up VM into the repository: disks that --disk names, or a VM of a platform by its name or id.
 
-    Exit code 0 means that the backup is complete and durable; 3 that it is durable and lacks what could not be read.
+    Exit code 0 means that the backup is complete and durable; 3 that it is durable and lacks what could not be read. Of
+    several VMs each is backed up whatever becomes of the others; the exit code is that of the first failure.
     """
+    if (vm is not None) + every + bool(match) != 1:
+        raise click.UsageError("give a VM, or --all or --match")
+    if platform is None:
+        if vm is None or transport is not None:
+            raise click.UsageError("--all, --match and --transport need --platform")
+        if not disks:
+            raise click.UsageError("give each disk as --disk ID=NBD-URI, or name a --platform that knows them")
+    elif snapshot_id is not None:
+        raise click.UsageError(
+            "--snapshot-id names the state of disks that have addresses; a platform has its own names"
+        )
+    elif vm is None and disks:
+        raise click.UsageError("--disk chooses disks of one VM")
     wish = _Wish(
         repository=repository,
         vm=vm,
-        disks=options.distinct(disks),
+        match=match,
+        disks=_addresses(disks) if platform is None else _ids(disks),
+        platform=platform,
+        transport=transport,
         mode=mode,
         tags=tags,
         wait=wait,
@@ -108,7 +160,33 @@ def command(
         resume=resume,
         engine=engine_options,
     )
+    for what, texts in (("VM", [vm]), ("tag", tags), ("disk", wish.disks or ()), ("snapshot", [snapshot_id])):
+        for text in texts:
+            if text is not None:
+                check_id(what, text)
     return perform(output, lambda: _backup(output, wish))
+
+
+def _addresses(disks: Sequence[str]) -> Mapping[str, ExportAddress]:
+    """Where each disk is read.
+
+    Raises:
+        UsageError: One is named twice, or a URI is none.
+    """
+    from ...nbd.uri import parse_uri
+
+    return {disk: parse_uri(uri) for disk, uri in options.distinct(tuple(map(options.assignment, disks))).items()}
+
+
+def _ids(disks: Sequence[str]) -> Sequence[str] | None:
+    """The disks of a platform's VM that are wanted; None for all."""
+    for disk in disks:
+        if "=" in disk:
+            raise click.UsageError("with --platform a disk is named by its id alone; the platform knows its address")
+    return list(dict.fromkeys(disks)) or None
+
+
+# --- doing it --------------------------------------------------------------------------------------------------------
 
 
 async def _backup(output: Output, wish: _Wish) -> int:
@@ -117,66 +195,97 @@ async def _backup(output: Output, wish: _Wish) -> int:
 
     keep_freed_memory()
 
-    disks = _addresses(wish)  # usage errors come before the repository's
-    async with (
-        await Repository.open(wish.repository) as repository,
-        wish.engine.engine(repository) as engine,
-    ):
-        result = await engine.backup_vm(
-            wish.vm,
-            disks,
-            mode=wish.mode,
-            tags=wish.tags,
-            wait=wish.wait,
-            bad_blocks=wish.bad_blocks,
-            snapshot_id=wish.snapshot_id,
-            resume=wish.resume,
-            progress=output.job_progress(),
-        )
-    _report(output, result)
+    async with AsyncExitStack() as stack:
+        repository = await stack.enter_async_context(await Repository.open(wish.repository))
+        platform = None
+        if wish.platform is not None:
+            (name,) = wish.platform.names
+            platform = await stack.enter_async_context(wish.platform.open(name, transport=wish.transport))
+        engine = await stack.enter_async_context(wish.engine.engine(repository))
+        if wish.vm is None:
+            assert platform is not None, "VMs are chosen from those of a platform"
+            return await _back_up_several(output, wish, engine, platform)
+        result = await _back_up(wish, engine, platform, wish.vm, output.job_progress())
+    output.close_progress()
+    _report(output, wish.vm, result)
+    output.result("backup", _object(result))
     return EXIT_LOSS if result.bad_blocks else 0
 
 
-def _addresses(wish: _Wish) -> dict[str, ExportAddress]:
-    """Where each disk is read.
+async def _back_up(
+    wish: _Wish, engine: Engine, platform: Platform | None, vm: str, progress: ProgressCallback | None
+) -> BackupResult:
+    return await engine.backup_vm(
+        vm,
+        wish.disks,
+        platform=platform,
+        mode=wish.mode,
+        tags=wish.tags,
+        wait=wish.wait,
+        bad_blocks=wish.bad_blocks,
+        snapshot_id=wish.snapshot_id,
+        resume=wish.resume,
+        progress=progress,
+    )
 
-    Raises:
-        UsageError: Names that no backup can have, or URIs that are none.
-    """
-    from ...nbd.uri import parse_uri
 
-    check_id("VM", wish.vm)
-    for tag in wish.tags:
-        check_id("tag", tag)
-    for disk in wish.disks:
-        check_id("disk", disk)
-    if wish.snapshot_id is not None:
-        check_id("snapshot", wish.snapshot_id)
-    return {disk: parse_uri(uri) for disk, uri in wish.disks.items()}
+async def _back_up_several(output: Output, wish: _Wish, engine: Engine, platform: Platform) -> int:
+    vms = matching(await platform.vms(), wish.match)
+    if not vms:
+        raise click.UsageError("no VM of the platform matches" if wish.match else "the platform has no VMs")
+    lossy: list[VirtualMachine] = []
 
+    def done(vm: VirtualMachine, result: BackupResult) -> None:
+        _report(output, vm.name, result)
+        output.event("vm-backup", {"ok": True, "vm_name": vm.name, **_object(result)})
+        if result.bad_blocks:
+            lossy.append(vm)
 
-def _report(output: Output, result: BackupResult) -> None:
-    from ...badblocks import as_lists
+    def failed(vm: VirtualMachine, error: Exception) -> None:
+        failure = describe(error)
+        output.note(f"{vm.name}: {failure.message}")
+        fields = {"code": failure.code, "exit": failure.exit, "message": failure.message}
+        output.event("vm-backup", {"ok": False, "vm": vm.id, "vm_name": vm.name, **fields})
 
+    await each_vm(
+        output,
+        vms,
+        lambda vm, progress: _back_up(wish, engine, platform, vm.id, progress),
+        done=done,
+        failed=failed,
+        disks=wish.engine.limits.disks,
+    )
     output.close_progress()
+    output.remark(f"backed up {len(vms)} VM{'s' if len(vms) > 1 else ''}")
+    output.result("backup", {"count": len(vms)})
+    return EXIT_LOSS if lossy else 0
+
+
+# --- telling of it ---------------------------------------------------------------------------------------------------
+
+
+def _report(output: Output, name: str, result: BackupResult) -> None:
+    """What people get to see of a backup."""
     for warning in result.warnings:
         output.warning(warning)
     resumed = f"resumed {format_size(result.bytes_resumed)}, " if result.bytes_resumed else ""
     output.remark(
-        f"backup {result.id[:SHORT]} of {result.vm}: read {format_size(result.bytes_read)}, {resumed}"
+        f"backup {result.id[:SHORT]} of {name}: read {format_size(result.bytes_read)}, {resumed}"
         f"new {format_size(result.bytes_new)}, stored {format_size(result.bytes_stored)} "
         f"in {format_seconds(result.seconds)}"
     )
-    output.result(
-        "backup",
-        {
-            "id": result.id,
-            "vm": result.vm,
-            "parent": result.parent,
-            "disks": [disk_object(disk) | {"bytes_resumed": result.resumed.get(disk.id, 0)} for disk in result.disks],
-            "limited_by": result.limited_by,
-            "bad_blocks": as_lists(result.bad_blocks),
-            "seconds": round(result.seconds, 3),
-            "warnings": list(result.warnings),
-        },
-    )
+
+
+def _object(result: BackupResult) -> dict[str, object]:
+    from ...badblocks import as_lists
+
+    return {
+        "id": result.id,
+        "vm": result.vm,
+        "parent": result.parent,
+        "disks": [disk_object(disk) | {"bytes_resumed": result.resumed.get(disk.id, 0)} for disk in result.disks],
+        "limited_by": result.limited_by,
+        "bad_blocks": as_lists(result.bad_blocks),
+        "seconds": round(result.seconds, 3),
+        "warnings": list(result.warnings),
+    }
