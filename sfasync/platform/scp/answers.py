@@ -21,6 +21,7 @@ Id = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:-]{0,199}\Z
 MB = 1 << 20
 GB = 1 << 30
 
+_MAX_DEPTH = 64
 _CHECKPOINT = re.compile(r"[0-9]{1,20}")
 
 
@@ -340,7 +341,8 @@ def snapshot_details(raw: msgspec.Raw, operation: str) -> SnapshotDetails:
     if "vmconf" not in members:
         raise malformed(operation, "there is no vmconf")
     config = bytes(members["vmconf"])
-    decoded(config, object, operation)  # all of it: it is kept, and read long after
+    if not _within(_MAX_DEPTH, decoded(config, object, operation)):  # it is kept, and read long after, by others
+        raise malformed(operation, f"the vmconf is nested more than {_MAX_DEPTH} deep")
     conf = _named(decoded(config, dict[str, msgspec.Raw], operation))
     hardware = _members(conf.get("hardwareoption"), operation)
     advanced = _members(conf.get("advancedoption"), operation)
@@ -358,6 +360,14 @@ def snapshot_details(raw: msgspec.Raw, operation: str) -> SnapshotDetails:
         encrypted=bool(_value(advanced, "encrypted", bool, operation)),
         datastore_id=_value(conf, "datastoreid", str, operation),
     )
+
+
+def _within(levels: int, value: object) -> bool:
+    """Whether JSON is nested no deeper than that."""
+    if not isinstance(value, dict | list):
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_within(levels - 1, each) for each in inner)
 
 
 def _named(members: Mapping[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:

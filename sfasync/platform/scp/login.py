@@ -120,7 +120,7 @@ class TokenAuthorizer:
         token = login.access.token
         if not _TOKEN.fullmatch(token.id):
             raise malformed("authenticate", "the token is none")
-        self._redactor.add(token.id)
+        self._redactor.add_passing(token.id)
         self._token = token.id
         self._renew_at = time.monotonic() + self._life(token)
 
@@ -150,7 +150,7 @@ class TokenAuthorizer:
 
     async def _authenticate(self, modulus: int) -> _Login:
         sealed = encrypted(self._credentials.password, modulus, self._padding)
-        self._redactor.add(sealed)
+        self._redactor.add_passing(sealed)
         account = {"username": self._credentials.user, "password": sealed}
         body = msgspec.json.encode({"auth": {"passwordCredentials": account}})
         return (await self._ask("authenticate" + self._suffix, body)).data(_Login, "authenticate")

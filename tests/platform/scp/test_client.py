@@ -553,6 +553,20 @@ def test_no_credentials() -> None:
         ScpApi(ScpSettings(url="https://scp.example"))
 
 
+async def test_of_a_cluster_hardly_anything_is_known(platform: FakePlatform) -> None:
+    """U9."""
+    place = "GET /hci/vt/api/v1/snapshots/snapshot-1"
+    platform.on(place, answer({"id": "snapshot-1", "checkPointID": "7", "vmConf": {}}))
+    async with api(platform, credentials=KEY, product="hci") as scp:
+        assert (await scp.snapshot(SERVER, "snapshot-1")).checkpoint_id == "7"
+        with pytest.raises(PlatformError, match="'servers' is not supported on this platform"):
+            await scp.servers()
+    async with api(platform, product="hci") as scp:
+        with pytest.raises(PlatformError, match="'public-key' is not supported"):
+            await scp.snapshot(SERVER, "snapshot-1")
+    assert len(platform.requests) == 1
+
+
 async def test_nothing_shows_a_secret(platform: FakePlatform) -> None:
     platform.on(LOGIN, token("a-token-nobody-should-see"))
     platform.on(AZS, answer([]))

@@ -56,6 +56,13 @@ def test_the_longer_of_two_goes_first() -> None:
     assert redactor("abc", "abcdef").clean("abcdef abc") == "*** ***"
 
 
+def test_of_secrets_that_pass_the_last_are_kept() -> None:
+    made = redactor("lasting")
+    for number in range(1000):
+        made.add_passing(f"token-{number:03}")
+    assert made.clean("lasting token-999 token-968 token-967") == "*** *** *** token-967"
+
+
 def test_a_long_text_is_cut_before_a_secret_and_not_in_it() -> None:
     secret = "0123456789" * 7
     for shift in range(80):
