@@ -159,6 +159,9 @@ class _Commands:
     async def behave(self) -> None:
         self._lab.site.misbehaviour.behave()
 
+    async def tasks(self) -> list[str]:
+        return [task.action for task in self._lab.site.tasks.all() if task.status == "doing"]
+
     async def renewals(self) -> int:
         return sum(task.action.startswith("renew") for task in self._lab.site.tasks.all())
 

@@ -98,6 +98,25 @@ class ScpApi:
         limit = timeouts.task if timeout is None else timeout
         return await wait(self._client, task_id, timeout=limit, poll=timeouts.poll)
 
+    async def ended(self, task_id: str) -> None:
+        """Wait until a task has ended, well or not; one that the platform does not know any more has.
+
+        Raises:
+            PlatformError: It takes longer than the settings allow.
+        """
+        timeouts = self._settings.timeouts
+        try:
+            await wait(self._client, task_id, timeout=timeouts.task, poll=timeouts.poll, failed=True)
+        except PlatformError as error:
+            if error.status != 404:
+                raise
+
+    async def running_tasks(self, object_id: str) -> list[Task]:
+        """What the platform is doing with something, as far as the first page of its tasks tells."""
+        query = {"object_id": checked_id("object_id", object_id)}
+        found = await self._client.first("tasks", Task, query=query)
+        return [task for task in found if task.object_id == object_id and task.running]
+
     # --- the platform and what it manages ----------------------------------------------------------------------------
 
     async def version(self) -> PlatformVersion:

@@ -189,6 +189,15 @@ class ScpClient:
             raise malformed(operation, "the list has more than one page")
         return page.data
 
+    async def first(self, operation: str, kind: type[_T], *, query: Query) -> list[_T]:
+        """The items of the first page of a list.
+
+        Raises:
+            PlatformError, AuthenticationError, BusyError, TlsError, UsageError: As `call`.
+        """
+        paging: Query = {"page_num": 0, "page_size": self._page_size}
+        return _page(await self.call(operation, msgspec.Raw, query={**query, **paging}), kind, operation).data
+
     async def download(self, operation: str, *, ids: Mapping[str, str], query: Query) -> bytes:
         """A file of at most 16 MiB.
 

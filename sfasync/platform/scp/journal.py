@@ -6,7 +6,7 @@ that is dead, and whoever finds it may take the lock and remove what it names::
 
     {"version": 1, "origin": "https://scp.example", "pid": 4711}
     {"entry": 0, "kind": "snapshot", "vm": "8d06...", "name": "sfasync-1f3c", "token": "9b2e...", "at": 1790000000.0}
-    {"entry": 0, "id": "5e1c..."}
+    {"entry": 0, "id": "5e1c...", "task": "77aa..."}
     {"entry": 0, "gone": true}
 
 A line is durable before the next step is taken: the first one of an entry before the platform is asked, the second one
@@ -67,6 +67,7 @@ class _Line(msgspec.Struct, frozen=True, omit_defaults=True):
     at: float = 0.0
     seconds: int = 0
     id: str = ""
+    task: str = ""
     gone: bool = False
 
 
@@ -83,6 +84,7 @@ class Entry:
         at: When it was asked for, in seconds since the epoch.
         seconds: How long it lasts by itself; 0 for things that stay.
         id: The platform's id; empty while that is not known.
+        task: The platform's task that makes it; empty if it is known to have ended.
     """
 
     number: int
@@ -93,6 +95,7 @@ class Entry:
     at: float
     seconds: int = 0
     id: str = ""
+    task: str = ""
 
 
 @dataclass(slots=True)
@@ -141,14 +144,14 @@ class Run:
         await self.made(taken, entry.id)
         return taken
 
-    async def made(self, entry: Entry, identity: str) -> None:
-        """The platform has told the id.
+    async def made(self, entry: Entry, identity: str, task: str | None = None) -> None:
+        """The platform has told the id, and which task makes it, if it is not there yet.
 
         Raises:
             StorageError: It could not be written.
         """
-        entry.id = identity
-        await self._write(_Line(entry.number, id=identity))
+        entry.id, entry.task = identity, task or ""
+        await self._write(_Line(entry.number, id=identity, task=entry.task))
 
     async def gone(self, entry: Entry) -> None:
         """It is not there any more, or meant to stay.
@@ -330,10 +333,8 @@ def _read(file: _File) -> tuple[_Header | None, dict[int, Entry]]:
 
 def _apply(line: _Line, entries: dict[int, Entry]) -> None:
     if line.kind is not None:
-        entries[line.entry] = Entry(
-            line.entry, line.kind, line.vm, line.name, line.token, line.at, line.seconds, line.id
-        )
+        entries[line.entry] = Entry(line.entry, line.kind, line.vm, line.name, line.token, line.at, line.seconds)
     elif line.gone:
         entries.pop(line.entry, None)
     elif line.entry in entries:
-        entries[line.entry].id = line.id
+        entries[line.entry].id, entries[line.entry].task = line.id, line.task

@@ -13,6 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from ...errors import BusyError, PlatformError, SfasyncError, printable
@@ -20,7 +21,8 @@ from ...tasks import cancelled
 from .answers import Resource
 from .api import ResourceKind, ScpApi
 from .journal import Entry, Run
-from .undo import never_made, remove
+from .making import make
+from .undo import remove
 
 log = logging.getLogger("sfasync")
 
@@ -212,18 +214,9 @@ async def leased(
     """
     entry = await run.intend("backup resource", vm=server_id, name=kind, seconds=seconds)
     try:
-        created = await api.create_resource(server_id, kind, seconds, token=entry.token)
-    except SfasyncError as error:
-        if never_made(error):
-            await run.gone(entry)
-        raise
-    identity = created.id
-    assert identity is not None, "the API refuses a lease without an id"
-    await run.made(entry, identity)
-    try:
         async with asyncio.timeout(timeout):
-            await api.wait(created.task_id)
-            resource, asked = await _ready(api, identity)
+            await make(api, run, entry, partial(api.create_resource, server_id, kind, seconds, token=entry.token))
+            resource, asked = await _ready(api, entry.id)
     except TimeoutError:
         raise PlatformError(f"the platform had no lease on the VM ready in {timeout:g} s") from None
     tenure = Tenure(seconds, asked + seconds)

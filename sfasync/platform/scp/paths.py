@@ -96,6 +96,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = MappingProxyType(
         "merge": _post(_SERVER + "/merge-backup-data"),
         # what takes longer
         "task": _get("/janus/20180725/tasks/{task_id}"),
+        "tasks": _get("/janus/20180725/tasks"),
     }
 )
 

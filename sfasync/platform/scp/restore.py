@@ -16,6 +16,7 @@ import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -27,10 +28,11 @@ from .api import FileKind
 from .disks import disk_of, vm_disks
 from .journal import Entry, Run
 from .lease import Lease, leased
-from .site import Site, require_idle
+from .making import make
+from .site import Site
 from .snapshot import BIOS, RECORD, TPM, Origin, take_snapshot
 from .tracking import Changes, begin_anew, changes_since, tracking
-from .undo import never_made, remove, undo
+from .undo import remove, undo
 
 log = logging.getLogger("sfasync")
 
@@ -175,7 +177,7 @@ async def _existing(
     since: Mapping[str, Checkpoint] | None,
 ) -> _Target:
     server = await site.find(vm)
-    require_idle(server)
+    await site.require_idle(server)
     if not eligible.is_off(server):
         raise UsageError(f"VM '{printable(server.name)}' is not off; stop it before its disks are written")
     _require_same_cipher(server, origin)
@@ -277,17 +279,10 @@ async def _new(
         bios_path=await _bios(site, origin, datastore, files),
     )
     entry = await run.intend("virtual machine", vm="", name=name)
-    try:
-        created = await site.api.create_server_from_config(body, token=entry.token)
-    except SfasyncError as error:
-        if never_made(error):
-            await run.gone(entry)
-        raise
-    if created.id is None:
-        raise PlatformError("the platform makes a VM and does not tell its id")
-    await run.made(entry, created.id)
-    await site.api.wait(created.task_id)
-    server = await site.api.server(created.id)
+    await make(site.api, run, entry, partial(site.api.create_server_from_config, body, token=entry.token))
+    if not entry.id:
+        raise PlatformError("the platform has made a VM and does not tell its id")
+    server = await site.api.server(entry.id)
     if not eligible.is_off(server):
         raise PlatformError(f"the new VM '{printable(name)}' is not off")
     _require_room(server, disks)

@@ -22,6 +22,9 @@ from .undo import undone
 _SERVER_ID: Final = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 
+_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """One platform.
@@ -48,6 +51,12 @@ class Site:
         Raises:
             UsageError: There is none, or there are several.
         """
+        if _UUID.fullmatch(vm):
+            try:
+                return await self.api.server(vm)
+            except PlatformError as error:
+                if error.status != 404:
+                    raise
         found = [server for server in await self.api.servers(name=vm) if server.name == vm]
         if not found and _SERVER_ID.fullmatch(vm):
             try:
@@ -64,6 +73,23 @@ class Site:
             ids = ", ".join(server.id for server in found)
             raise UsageError(f"{len(found)} VMs are called '{printable(vm)}'; name one by its id: {ids}")
         return await self.api.server(found[0].id)
+
+    async def require_idle(self, server: Server) -> None:
+        """Refuse a VM that something else is going on with.
+
+        Raises:
+            BusyError: Something is.
+        """
+        reason = busy(server)
+        if reason is None:
+            try:
+                for task in await self.api.running_tasks(server.id):
+                    reason = f"the platform is at work on it ({printable(task.action or 'a task')})"
+            except PlatformError as error:
+                if error.status != 404:
+                    raise
+        if reason is not None:
+            raise BusyError(f"VM '{printable(server.name)}': {reason}; try again when that has ended")
 
     async def cluster(self, server: Server) -> Cluster:
         """The cluster of a VM.
@@ -111,14 +137,3 @@ class Site:
         if host is not None:
             shares[f"host:{host}"] = self.settings.disks_per_host
         return shares
-
-
-def require_idle(server: Server) -> None:
-    """Refuse a VM that something else is going on with.
-
-    Raises:
-        BusyError: Something is.
-    """
-    reason = busy(server)
-    if reason is not None:
-        raise BusyError(f"VM '{printable(server.name)}': {reason}")

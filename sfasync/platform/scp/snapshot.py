@@ -15,21 +15,23 @@ import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import msgspec
 
 from ..._version import VERSION
-from ...errors import LeaseLostError, PlatformError, SfasyncError, UsageError, printable
+from ...errors import LeaseLostError, PlatformError, UsageError, printable
 from ...models import Checkpoint, ExportAddress, Extent
 from . import eligible
 from .answers import Server, SnapshotDetails
 from .disks import VmDisk, chosen, vm_disks
 from .journal import Entry, Run
 from .lease import Lease, leased
-from .site import Site, require_idle
+from .making import make
+from .site import Site
 from .tracking import EXPIRED, Changes, begin_anew, changes_since, checkpoint_of, tracking
-from .undo import DESCRIPTION, named_snapshot, never_made, remove, undo_entry
+from .undo import DESCRIPTION, named_snapshot, remove, undo_entry
 
 log = logging.getLogger("sfasync")
 
@@ -166,7 +168,7 @@ async def frozen_vm(
 ) -> AsyncIterator[FrozenVm]:
     """Freeze a VM for the time of the block; arguments as of `Platform.snapshot`."""
     server = await site.find(vm)
-    require_idle(server)
+    await site.require_idle(server)
     await _require_eligible(site, server)
     async with site.run() as run:
         adopted = await _clean_up_before(site, run, server, chain, reuse)
@@ -276,15 +278,8 @@ async def take_snapshot(site: Site, run: Run, server: Server, prefix: str) -> En
     """
     name = prefix + secrets.token_hex(6)
     entry = await run.intend("snapshot", vm=server.id, name=name)
-    try:
-        created = await site.api.create_snapshot(server.id, name, DESCRIPTION, token=entry.token)
-    except SfasyncError as error:
-        if never_made(error):
-            await run.gone(entry)
-        raise
-    if created.id is not None:
-        await run.made(entry, created.id)
-    await site.api.wait(created.task_id)
+    create = partial(site.api.create_snapshot, server.id, name, DESCRIPTION, token=entry.token)
+    await make(site.api, run, entry, create)
     if not entry.id:
         identity = await named_snapshot(site.api, server.id, name)
         if identity is None:

@@ -11,6 +11,7 @@ from .client import ScpClient
 
 DONE: Final = "finish"
 _FAILED: Final = ("failure", "canceled")
+_RUNNING: Final = ("waiting", "doing", "canceling")
 _PROGRESS_FAILED: Final = -1
 _FIRST_LOOK: Final = 0.25
 _SUBTASKS: Final = 3
@@ -57,6 +58,11 @@ class Task:
         return self.status in _FAILED or (self.status != DONE and self.progress == _PROGRESS_FAILED)
 
     @property
+    def running(self) -> bool:
+        """Whether it waits, or is being done."""
+        return self.status in _RUNNING and not self.failed
+
+    @property
     def reasons(self) -> str:
         """What the platform says about it and about those of its parts that failed."""
         parts = (self.entities.sub_tasks if self.entities else None) or ()
@@ -64,7 +70,7 @@ class Task:
         return "; ".join(text for text in (self.description, *failed) if text)
 
 
-async def wait(client: ScpClient, task_id: str, *, timeout: float, poll: float) -> Task:
+async def wait(client: ScpClient, task_id: str, *, timeout: float, poll: float, failed: bool = False) -> Task:
     """The task, when it has ended well. Cancelling leaves it going on.
 
     Args:
@@ -72,6 +78,7 @@ async def wait(client: ScpClient, task_id: str, *, timeout: float, poll: float) 
         task_id: Which.
         timeout: Seconds that it may take.
         poll: Seconds between two looks; the first come sooner.
+        failed: Whether one that has ended badly is as good.
 
     Raises:
         CbtExpiredError, PlatformError: It failed, was cancelled, or took longer.
@@ -83,6 +90,8 @@ async def wait(client: ScpClient, task_id: str, *, timeout: float, poll: float) 
     while True:
         task = await client.call("task", Task, ids={"task_id": task_id})
         if task.status == DONE:
+            return task
+        if task.failed and failed:
             return task
         if task.failed:
             raise client.failures.of_task(task.action or task_id, task.status, task.reasons)

@@ -18,11 +18,12 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
-from ...errors import AuthenticationError, BusyError, PlatformError, SfasyncError, one_line, printable
+from ...errors import BusyError, PlatformError, SfasyncError, one_line, printable
 from ...models import Leftover
 from ...tasks import finish
 from .api import ResourceKind, ScpApi
 from .journal import Entry, Journal, Run
+from .making import never_made
 
 log = logging.getLogger("sfasync")
 
@@ -127,7 +128,8 @@ async def _remove_resource(api: ScpApi, run: Run, entry: Entry) -> None:
             if never_made(error):
                 return
             raise
-        await run.made(entry, _known(created.id))
+        await run.made(entry, _known(created.id), created.task_id)
+    await _made(api, entry)
     with _gone_already():
         await api.wait(await api.delete_resource(entry.id))
         resource = await api.resource(entry.id)
@@ -137,6 +139,7 @@ async def _remove_resource(api: ScpApi, run: Run, entry: Entry) -> None:
 
 async def _remove_snapshot(api: ScpApi, run: Run, entry: Entry) -> None:
     with _gone_already():
+        await _made(api, entry)
         if not entry.id:
             identity = await _snapshot_of_unknown_id(api, entry)
             if identity is None:
@@ -169,6 +172,7 @@ async def _remove_server(api: ScpApi, entry: Entry) -> None:
             f"its id is not known; look for a VM of the name '{printable(entry.name)}' that is off, and remove it "
             "by hand"
         )
+    await _made(api, entry)
     with _gone_already():
         await api.wait(await api.delete_server(entry.id, for_good=True))
 
@@ -178,10 +182,11 @@ async def named_snapshot(api: ScpApi, server_id: str, name: str) -> str | None:
     return next((snapshot.id for snapshot in await api.snapshots(server_id) if snapshot.name == name), None)
 
 
-def never_made(error: SfasyncError) -> bool:
-    """Whether an error of a creating call says that nothing was made."""
-    status = getattr(error, "status", None)
-    return isinstance(error, BusyError | AuthenticationError) or (status is not None and 400 <= status < 500)
+async def _made(api: ScpApi, entry: Entry) -> None:
+    """Wait for the task that makes a thing: before, it cannot be removed, and after, it would be there."""
+    if entry.task:
+        await api.ended(entry.task)
+        entry.task = ""
 
 
 def _known(identity: str | None) -> str:
