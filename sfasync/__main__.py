@@ -42,10 +42,18 @@ def _print_version() -> int:
 
 
 def _open_standard_streams() -> None:
-    """Put /dev/null where the caller closed a standard stream: a pack opened later must not become descriptor 1."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    """Put /dev/null where the caller closed a standard stream: a pack opened later must not become descriptor 1.
+
+    Standard output is one that cannot be written, which is an error for who has something to say there.
+    """
+    for name, mode, flags in (
+        ("stdin", "r", os.O_RDONLY),
+        ("stdout", "w", os.O_RDONLY),
+        ("stderr", "w", os.O_WRONLY),
+    ):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it stays open as long as the process
+            # it stays open as long as the process
+            setattr(sys, name, open(os.open(os.devnull, flags), mode))  # noqa: SIM115
 
 
 def _take_signals() -> None:

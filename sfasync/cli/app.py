@@ -12,6 +12,7 @@ from io import TextIOWrapper
 import click
 
 from .._version import VERSION
+from ..errors import StorageError, system_limit
 from .output import Output
 
 _COMMANDS = (
@@ -83,6 +84,8 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return 0  # only help and completion are printed outside of a command's own work, and nobody reads on
     except BaseException as error:  # noqa: BLE001 - every way a command can end is told in one line
+        if isinstance(error, OSError) and system_limit(error) is None:  # likewise
+            error = StorageError(f"cannot write to standard output: {error.strerror}")
         output.json |= "--json" in arguments  # the error may have come before the options were looked at
         output.verbosity = max(output.verbosity, 2 * arguments.count("-vv"))
         return output.failure(error)

@@ -215,9 +215,24 @@ def test_a_full_stdout_is_an_error(args: list[str], tmp_path: Path) -> None:
 def test_closed_streams_are_not_taken_by_files(tmp_path: Path) -> None:
     """With 0, 1 and 2 closed the next file opened would be one of them; a message would end up in a backup."""
     script = 'exec "$@" <&- >&- 2>&-'
-    command = ["sh", "-c", script, "sh", *COMMAND, "init", "--repo", str(tmp_path / "r")]
+    command = ["sh", "-c", script, "sh", *COMMAND, "init", "--quiet", "--repo", str(tmp_path / "r")]
     assert subprocess.run(command, timeout=60).returncode == 0
     assert sfasync("verify", "--data", "--repo", tmp_path / "r").status == 0
+
+
+@pytest.mark.parametrize("args", [["--version"], ["--help"], ["list"]])
+def test_a_closed_stdout_is_an_error_for_who_has_something_to_say(args: list[str], tmp_path: Path) -> None:
+    environment = {"SFASYNC_REPOSITORY": str(tmp_path / "r")}
+    assert sfasync("init", env=environment).status == 0
+    ended = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, *args],
+        env={**os.environ, **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 21
+    assert ended.stderr == "sfasync: cannot write to standard output: Bad file descriptor\n"
 
 
 def test_names_that_the_terminal_cannot_show(tmp_path: Path) -> None:
