@@ -11,7 +11,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 from sfasync.models import ExportAddress
+from sfasync.platform.qemu.inventory import nodes
+from sfasync.platform.qemu.monitor import open_monitor
+from sfasync.platform.qemu.places import Places
 from sfasync.platform.qemu.settings import QemuNbd, QemuSettings, QemuTimeouts, QemuVm
+from sfasync.platform.qemu.sweep import Sweep
 
 from .servers import Server, storage_daemon, system_emulator
 
@@ -77,17 +81,44 @@ def daemon(
 
 @contextmanager
 def system(
-    sizes: Mapping[str, int], *, formats: Mapping[str, str] | None = None, directory: Path | None = None
+    sizes: Mapping[str, int],
+    *,
+    formats: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+    exported: bool = True,
+    shared: bool = True,
 ) -> Iterator[Machine]:
-    """A QEMU with the disks as devices of a guest that is not started; they are served to be written as well."""
+    """A QEMU with the disks as devices of a guest that is not started.
+
+    Args:
+        sizes, formats, directory: As of `daemon`.
+        exported: Whether the disks are served to be written as well.
+        shared: Whether the devices allow others to write.
+    """
     with _images(sizes, formats or {}, directory) as place:
         args = ["-object", "iothread,id=thread0"]
         for number, disk in enumerate(sizes):
             args += ["-blockdev", _node(place, disk)]
             thread = ",iothread=thread0" if number == 0 else ""  # one of them not in the main loop
-            args += ["-device", f"virtio-blk-pci,drive={disk},id={disk},share-rw=on{thread}"]
-        with system_emulator(*args, exports=list(sizes)) as server:
+            share = ",share-rw=on" if shared else ""
+            args += ["-device", f"virtio-blk-pci,drive={disk},id={disk}{share}{thread}"]
+        with system_emulator(*args, exports=list(sizes) if exported else ()) as server:
             yield _machine(server, place, sizes)
+
+
+async def made_by_us(machine: Machine) -> list[str]:
+    """Names of what is in a QEMU for the time of a job."""
+    async with open_monitor("web-01", machine.settings, TIMEOUTS) as monitor:
+        places = Places.of(machine.settings)
+        found = await Sweep(monitor, "web-01", machine.settings, places, TIMEOUTS.clean).look()
+    return [leftover.id for leftover in found]
+
+
+async def bitmaps(machine: Machine, disk: str) -> list[str]:
+    """Names of the bitmaps that a disk has."""
+    async with open_monitor("web-01", machine.settings, TIMEOUTS) as monitor:
+        found = await nodes(monitor)
+    return [bitmap.name for node in found if node.node_name == disk for bitmap in node.dirty_bitmaps]
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def nbdkit(
     """An nbdkit with a plugin, its parameters and other options: ``nbdkit("memory", "1G", filters=("delay",))``."""
     require("nbdkit")
     with _place() as place:
-        port = _free_port() if tcp else None
+        port = free_port() if tcp else None
         command: list[str | Path] = ["nbdkit", "--foreground", "--pidfile", place / "pid"]
         command += ["--unix", place / "socket"] if port is None else ["--ipaddr", "127.0.0.1", "--port", str(port)]
         if tls is not None:
@@ -82,7 +82,7 @@ def qemu_nbd(
     """A qemu-nbd that serves one image, to up to 16 connections at once."""
     require("qemu-nbd")
     with _place() as place:
-        port = _free_port() if tcp else None
+        port = free_port() if tcp else None
         command: list[str | Path] = ["qemu-nbd", "--persistent", "--shared=16", f"--pid-file={place / 'pid'}"]
         command += [f"--socket={place / 'socket'}"] if port is None else ["--bind=127.0.0.1", f"--port={port}"]
         command += ["--object", _qemu_credentials(tls), "--tls-creds=tls0"] if tls is not None else []
@@ -199,7 +199,8 @@ def _place() -> Iterator[Path]:
         yield Path(directory)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

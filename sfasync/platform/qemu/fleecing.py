@@ -25,6 +25,7 @@ before 9.1 two requests at a time can abort QEMU. This way is as old as fleecing
 from __future__ import annotations
 
 import asyncio
+import secrets
 from typing import Final
 
 import msgspec
@@ -70,13 +71,10 @@ async def add_fleecing_node(monitor: Monitor, places: Places, number: int, disk:
         await fleecing.create_file("data", disk.size, reserve=reserve)
         await fleecing.add_file("map")
         await fleecing.add_file("data")
-        metadata, data = places.name(number, "m"), places.name(number, "d")
-        await fleecing.create({"driver": "qcow2", "file": metadata, "data-file": data, "size": disk.size})
+        await fleecing.create_map(disk.size)
         if not await fleecing.add_quorum(disk.size):
             # This QEMU was built without it: the data must not fill up, so they get their space after all.
-            await monitor.run("blockdev-del", {"node-name": data})
-            await fleecing.create_file("data", disk.size, reserve=True)
-            await fleecing.add_file("data")
+            await fleecing.reserve_data(disk.size)
     finally:
         places.unlink(number)
     return await fleecing.add_overlay(disk)
@@ -107,13 +105,26 @@ class _Fleecing:
         self._monitor = monitor
         self._places = places
         self._number = number
-        self._node = {"map": places.name(number, "m"), "data": places.name(number, "d")}
+        # QEMU tells of trouble with one node once a second (monitor.c). It must not take this job's for the last one's.
+        data = places.name(number, "d") + secrets.token_hex(3)
+        self._node = {"map": places.name(number, "m"), "data": data}
         self._quorum = places.name(number, "q")
 
     async def create_file(self, what: str, size: int, *, reserve: bool = False) -> None:
         """Have QEMU make a file anew, empty or with all its space."""
         options: dict[str, object] = {"driver": "file", "filename": self._path(what), "size": size}
         await self.create(options | ({"preallocation": "falloc"} if reserve else {}))
+
+    async def create_map(self, size: int) -> None:
+        """Have QEMU write into the map that nothing is in the data yet."""
+        nodes = {"file": self._node["map"], "data-file": self._node["data"]}
+        await self.create({"driver": "qcow2", "size": size, **nodes})
+
+    async def reserve_data(self, size: int) -> None:
+        """Make the file of the data anew, with all its space."""
+        await self._monitor.run("blockdev-del", {"node-name": self._node["data"]})
+        await self.create_file("data", size, reserve=True)
+        await self.add_file("data")
 
     async def create(self, options: dict[str, object]) -> None:
         """Have QEMU make an image."""

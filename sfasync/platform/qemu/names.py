@@ -2,7 +2,7 @@
 
 ::
 
-    sfasync-1b2c3d4e-0s                         node, job, export or bitmap for the time of a job
+    sfasync-1b2c3d4e-0e                         node, job, export or bitmap for the time of a job
             |        | what it is: b ackup job, w rite filter, f leecing overlay, e xport, c hanged, ...
             |        which disk
             which monitor it was made through

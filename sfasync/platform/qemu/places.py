@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from ...files import storage_error
 from ...state import private
 from .names import prefix_of
 from .settings import QemuVm
+
+_NAME = re.compile(r"([0-9]{1,4})([a-z])([0-9a-f]{6})?")
 
 _SOCKET_PATH: Final = 107  # unix(7)
 
@@ -60,10 +63,10 @@ class Places:
         """Of a node, job, export or bitmap; `kind` is a letter (`names`)."""
         return f"{self.prefix}{number}{kind}"
 
-    def number(self, name: str) -> int:
-        """The disk that a name of ours belongs to; 0 for one that belongs to none."""
-        digits = name.removeprefix(self.prefix)[:-1]
-        return int(digits) if digits.isdecimal() else 0
+    def parse(self, name: str) -> tuple[int, str] | None:
+        """Number and kind of a name of ours; None for another one."""
+        match = _NAME.fullmatch(name.removeprefix(self.prefix)) if name.startswith(self.prefix) else None
+        return None if match is None else (int(match[1]), match[2])
 
     def fleecing(self, number: int, what: str) -> Path:
         """A file for what the guest overwrites of a disk while it is read: the ``map`` or the ``data``."""

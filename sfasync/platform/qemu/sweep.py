@@ -103,8 +103,9 @@ class Sweep:
         for kind in "fqdm":  # from what uses others to what is used
             await self._remove("node", self._fleecing(present, kind), self._delete_node)
         if not self.places.local:  # the files have their names still; the next job uses them again
-            for name in self._fleecing(present, "m"):
-                await empty_files(self.monitor, self.places, self.places.number(name))
+            for parts in map(self.places.parse, self._fleecing(present, "m")):
+                assert parts is not None, "it was found by its name"
+                await empty_files(self.monitor, self.places, parts[0])
 
     # --- what there is ---
 
@@ -117,8 +118,8 @@ class Sweep:
 
     def _fleecing(self, present: Sequence[Node], kinds: str) -> list[str]:
         """Our nodes of some kinds; the filters go with their jobs."""
-        names = [node.node_name for node in present]
-        return [name for name in names if name.startswith(self.places.prefix) and name[-1] in kinds]
+        named = [(node.node_name, self.places.parse(node.node_name)) for node in present]
+        return [name for name, parts in named if parts is not None and parts[1] in kinds]
 
     def _bitmaps(self, node: Node) -> list[str]:
         """Our bitmaps of a node, but for those that record changes."""

@@ -77,8 +77,8 @@ class Watch:
                 self._lose(_bad_news(str(event.get("event")), names, self._disk_of(name)))
 
     def _disk_of(self, name: str) -> str:
-        number = self._places.number(name)
-        return repr(self._disks[number]) if number < len(self._disks) else printable(name)
+        parts = self._places.parse(name)
+        return repr(self._disks[parts[0]]) if parts is not None and parts[0] < len(self._disks) else printable(name)
 
     def _unmonitored(self, lost: asyncio.Future[str]) -> None:
         if not lost.cancelled():
