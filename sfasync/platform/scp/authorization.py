@@ -103,7 +103,7 @@ class KeyAuthorizer:
             return True
         if ticket.form != self._variant:  # somebody else has changed it meanwhile
             return True
-        if self._proven is not None or ticket.form != self._settings.variant or self._settings.fallback is None:
+        if self._proven is not None or ticket.form != self._settings.variant or self._settings.fallback == "none":
             self._variant = self._proven or self._settings.variant
             return False
         self._variant = self._settings.fallback

@@ -64,7 +64,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = MappingProxyType(
         "host-interfaces": _get("/janus/20180725/hosts/{host_id}/interfaces"),
         "storages": _get("/janus/20200725/storages"),
         # virtual machines
-        "servers": _get("/janus/20240725/servers", "/janus/20200725/servers", "/janus/20190725/servers"),
+        "servers": _get(*(f"/janus/{version}/servers" for version in (20240725, 20200725, 20190725, 20180725))),
         "server": _get("/janus/20240725/servers/{server_id}"),
         "server-create": _post("/janus/20180725/servers/config"),
         "server-edit": _put(_SERVER + "/config"),

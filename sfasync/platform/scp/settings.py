@@ -36,19 +36,19 @@ class SigningSettings:
 
     Attributes:
         variant: The form that is tried first.
-        fallback: The form that is tried when the first is refused (401); None for none.
-        region, service: Scope of the signature; None for what clients use with the variant. A wrong region is refused.
+        fallback: The form that is tried when the first is refused (401), or ``none``.
+        region, service: Scope of the signature; None for what clients use with the variant, as below. Platforms refuse
+            a wrong one.
     """
 
     variant: Variant = "v3"
-    fallback: Variant | None = "v1"
+    fallback: Variant | Literal["none"] = "v1"
     region: str | None = None
     service: str | None = None
 
     def __post_init__(self) -> None:
         _known("signing variant", self.variant, get_args(Variant))
-        if self.fallback is not None:
-            _known("signing variant", self.fallback, get_args(Variant))
+        _known("signing variant", self.fallback, (*get_args(Variant), "none"))
         for name in ("region", "service"):
             value = getattr(self, name)
             if value is not None and not _WORD.fullmatch(value):
@@ -151,11 +151,11 @@ class ScpSettings:
     Attributes:
         url: Where its REST interface is: ``https://scp.example`` or ``https://scp.example:4430``.
         product: The platform, or a cluster that is asked without it, of which hardly anything is public.
-        credentials: Ours.
+        credentials: Ours: an access key, or an account's user and password.
         ca_file: Certificates (PEM) of the authorities to believe; None for those of the system.
         fingerprint: SHA-256 of the platform's certificate in hex; given alone, it is all that is checked, with
             `ca_file` both are.
-        hostname: The name that the platform's certificate must carry; None for the host of `url`.
+        hostname: The name that the platform's certificate must carry; None for that of the host in `url`.
         signing: How requests are signed, with an access key.
         paths: Paths to use instead of the documented ones, by operation.
         dialect: What has to be said otherwise to this platform.

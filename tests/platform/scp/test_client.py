@@ -104,7 +104,7 @@ def signed_only(reply: Reply, names: str | None = None) -> Handler:
 async def test_requests_are_signed_as_they_are_sent(platform: FakePlatform, variant: Any) -> None:
     platform.on("GET /janus/20240725/servers", signed_only(answer([]), FORMS[variant].names))
     platform.on(f"PUT /janus/20180725/backup-resources/{RESOURCE}", signed_only(answer({"task_id": TASK})))
-    signing = SigningSettings(variant=variant, fallback=None)
+    signing = SigningSettings(variant=variant, fallback="none")
     async with api(platform, credentials=KEY, signing=signing) as scp:
         assert await scp.servers(name="web 1/ä?&") == []  # a query, which is not signed
         assert await scp.renew_resource(RESOURCE, 600) == TASK
@@ -152,7 +152,7 @@ async def test_signatures_follow_the_clock_of_the_platform(platform: FakePlatfor
         return Reply(b'{"code": 0, "data": []}' if fine else b'{"code": 401}', 200 if fine else 401, here)
 
     platform.on(AZS, handle)
-    async with api(platform, credentials=KEY, signing=SigningSettings(fallback=None)) as scp:
+    async with api(platform, credentials=KEY, signing=SigningSettings(fallback="none")) as scp:
         assert await scp.azs() == []
     assert len(platform.requests) == 2
 
