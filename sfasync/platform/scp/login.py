@@ -33,6 +33,9 @@ from .settings import Padding, ScpSettings
 _EXPONENT: Final = 65537
 _MODULUS = re.compile(r"[0-9A-Fa-f]{256,2048}")
 _TOKEN = re.compile(r"[!-~]{1,8192}")
+_REFUSED_SECONDS: Final = 60.0
+"""For so long the same answer is given without asking, once the platform has refused to let us in."""
+
 _SHORTEST_LIFE: Final = 1800.0
 """Seconds for which a token is used whose end is not told; no client assumes less."""
 
@@ -93,6 +96,8 @@ class TokenAuthorizer:
         self._modulus: int | None = None
         self._token: str | None = None
         self._renew_at = 0.0
+        self._refused_until = 0.0
+        self._refusal = ""
 
     def __repr__(self) -> str:
         return f"<TokenAuthorizer of {self._credentials.user}, {'logged in' if self._token else 'not logged in'}>"
@@ -116,7 +121,14 @@ class TokenAuthorizer:
 
     async def _log_in(self) -> None:
         self._token = None
-        login = await self._authenticated()
+        if time.monotonic() < self._refused_until:
+            raise AuthenticationError(self._refusal)
+        try:
+            login = await self._authenticated()
+        except AuthenticationError as error:
+            # Others are waiting to try the same: enough wrong passwords lock the account.
+            self._refused_until, self._refusal = time.monotonic() + _REFUSED_SECONDS, str(error)
+            raise
         token = login.access.token
         if not _TOKEN.fullmatch(token.id):
             raise malformed("authenticate", "the token is none")
