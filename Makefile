@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help setup demo test test-all lint bench bench-compare figures soak fuzz faults docs constraints packages
 
 help:
-	@echo "make demo        show the main job on real servers, in about a minute"
+	@echo "make demo        show the main job on a platform of this machine's own, in less than a minute"
 	@echo "make test        run the tests; ARGS='-k name' goes to pytest"
 	@echo "make test-all    run them on every supported Python that is installed"
 	@echo "make lint        style and types"

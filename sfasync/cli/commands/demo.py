@@ -1,4 +1,4 @@
-"""`sfasync demo`: the main job on real servers, explained."""
+"""`sfasync demo`: the main job on a platform of this machine's own, explained."""
 
 from __future__ import annotations
 
@@ -6,26 +6,30 @@ import time
 
 import click
 
+from ...errors import UsageError
 from .. import options
 from ..output import Output
 from ..runner import perform
 
 
 @click.command("demo")
-@click.option("--keep", is_flag=True, help="Leave the repository and the restored disks in their temporary directory.")
+@click.option("--keep", is_flag=True, help="Leave the repository in its temporary directory.")
 @options.common
 def command(output: Output, keep: bool) -> int:
-    """Show the main job on real NBD servers, in about a minute.
+    """Show the main job on a platform of this machine's own, in less than a minute.
 
-    Starts nbdkit (over TLS), qemu-nbd and nbd-server on this machine with three disks of generated files; makes a
-    backup, a change and a second backup, lists and verifies them, restores the disks and compares every byte. Cleans up
-    after itself, also on Ctrl-C.
+    Starts a lab (sfasync lab) with a VM that has two disks of generated files; makes a full backup, a change and an
+    incremental backup, lists and verifies them, gives the VM its disks back and compares every byte. Cleans up after
+    itself, also on Ctrl-C.
     """
     return perform(output, lambda: _demo(output, keep))
 
 
 async def _demo(output: Output, keep: bool) -> int:
-    from ..demo import run
+    try:
+        from ..demo import run
+    except ModuleNotFoundError as error:
+        raise UsageError(f"the demo needs {error.name}; install it with: pip install 'sfasync[lab]'") from error
 
     began = time.monotonic()
     await run(output.line, keep=keep)

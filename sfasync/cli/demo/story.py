@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shlex
 import shutil
 import tempfile
 import time
@@ -15,23 +14,25 @@ from pathlib import Path
 
 from ...engine import Engine
 from ...errors import IntegrityError
-from ...models import BackupResult, ExportAddress
+from ...lab import Lab, MachineSpec
+from ...models import BackupResult
 from ...nbd.uri import format_uri
-from ...programs import make_certificates, require_tools, run_tool
+from ...platform.scp.platform import ScpPlatform
+from ...programs import require_tools, run_tool
 from ...store.repository import Repository
-from ...transport.export import open_export
 from ...units import MiB, format_seconds, format_size
 from ...workers import Workers
 from ..records import SHORT, local_time, size_of
 from .disks import Recipe, make_disk
-from .servers import TOOLS, nbd_server, nbdkit_over_tls, qemu_nbd
+
+TOOLS = {"qemu-storage-daemon": "qemu-system-common", "qemu-img": "qemu-utils", "mkfs.ext4": "e2fsprogs"}
+"""Programs that the demo starts, and the Debian packages that bring them."""
 
 _VM = "web-01"
 
 _DISKS = {
-    "system": Recipe(seed=1, size=1024 * MiB, programs=96 * MiB, logs=64 * MiB),
-    "data": Recipe(seed=2, size=512 * MiB, programs=64 * MiB, logs=32 * MiB),
-    "logs": Recipe(seed=3, size=256 * MiB + 512, programs=0, logs=96 * MiB),
+    "ide0": Recipe(seed=1, size=1024 * MiB, programs=96 * MiB, logs=64 * MiB),
+    "ide1": Recipe(seed=2, size=512 * MiB, programs=64 * MiB, logs=32 * MiB),
 }
 
 _CHANGE_AT = 300 * MiB
@@ -45,24 +46,28 @@ class _Stage:
     """What the steps work with.
 
     Attributes:
-        directory: Where everything is.
-        images: The files behind the servers, by disk, and their formats.
-        disks: Where the servers are, by disk.
+        images: Raw images of the disks as they were at first, by disk.
+        lab: The platform, from inside.
+        platform: The platform, as `sfasync` sees any other.
+        repository: Where backups go.
+        engine: What makes them.
         say: Takes a line.
     """
 
-    directory: Path
-    images: Mapping[str, tuple[Path, str]]
-    disks: Mapping[str, ExportAddress]
+    images: Mapping[str, Path]
+    lab: Lab
+    platform: ScpPlatform
+    repository: Repository
+    engine: Engine
     say: Say
 
 
 async def run(say: Say, *, keep: bool = False) -> None:
-    """Show backup, change, second backup, list, verification, restore and comparison.
+    """Show a full backup, a change, an incremental backup, a list, verification, a restore and a comparison.
 
     Args:
         say: Called with each line.
-        keep: Leave the repository and the restored disks where they are; the servers end in any case.
+        keep: Leave the repository where it is; the lab ends in any case.
 
     Raises:
         UsageError: A program is missing.
@@ -73,81 +78,66 @@ async def run(say: Say, *, keep: bool = False) -> None:
     require_tools("the demo", TOOLS)
     began = time.monotonic()
     with _directory(keep) as directory:
-        say(f"sfasync demo: a VM with three disks, on three real NBD servers, in {directory}")
-        async with (
-            _stage(directory, say) as stage,
-            await Repository.open(directory / "repository", create=True) as repository,
-            Engine(repository) as engine,
-        ):
-            await _perform(stage, engine, repository)
+        say(f"sfasync demo: a VM with two disks on a platform of this machine's own, in {directory}")
+        async with _stage(directory, say) as stage:
+            await _perform(stage)
         if keep:
-            say(f"The repository and the restored disks are in {directory}; the servers have ended.")
+            say(f"The repository is in {directory}; the lab has ended.")
     say(f"Done in {format_seconds(time.monotonic() - began)}.")
 
 
-async def _perform(stage: _Stage, engine: Engine, repository: Repository) -> None:
+async def _perform(stage: _Stage) -> None:
     first = await _back_up(
-        stage, engine, "1. The first backup reads only what the servers do not call zero, and compresses it."
+        stage, "1. The first backup is full: all disks are frozen at one moment, and read over NBD inside TLS."
     )
-    before = await _change(stage)
-    second = await _back_up(
-        stage, engine, "3. The second backup is complete as well, but stores only blocks that the repository lacks."
-    )
-    await _list(stage, repository)
-    await _verify(stage, engine)
-    await _restore(stage, engine, second)
-    await _restore_earlier(stage, engine, first, before)
+    await _change(stage)
+    await _back_up(stage, "3. The second backup is incremental: it reads what the platform says has changed.")
+    await _list(stage)
+    await _verify(stage)
+    await _restore(stage, first)
+    await _compare(stage)
+    _show_nothing_left(stage)
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------
 
 
-async def _back_up(stage: _Stage, engine: Engine, explanation: str) -> BackupResult:
-    stage.say("")
-    stage.say(explanation)
-    disks = " ".join(f"--disk {shlex.quote(f'{disk}={format_uri(at)}')}" for disk, at in stage.disks.items())
-    stage.say(f"   $ sfasync backup {_VM} {disks}")
-    result = await engine.backup_vm(_VM, stage.disks)
+async def _back_up(stage: _Stage, explanation: str) -> BackupResult:
+    _headed(stage, explanation, f"sfasync backup {_VM} --platform lab")
+    result = await stage.engine.backup_vm(_VM, platform=stage.platform)
     for disk in result.disks:
         facts = disk.statistics
         stage.say(
-            f"   {disk.id:8} read {format_size(facts.bytes_read):>10}, zero {format_size(facts.bytes_zero):>10}, "
+            f"   {disk.id:5} {disk.mode:11} read {format_size(facts.bytes_read):>10}, "
             f"new {format_size(facts.bytes_new):>10}, stored {format_size(facts.bytes_stored):>10}"
         )
     stage.say(f"   backup {result.id[:SHORT]} in {format_seconds(result.seconds)}")
     return result
 
 
-async def _change(stage: _Stage) -> Path:
-    """Change a disk as its guest would; returns a copy of the image as it was."""
-    stage.say("")
-    stage.say(f"2. The guest writes {format_size(_CHANGE)} to its disk 'system'.")
-    image, _ = stage.images["system"]
-    before = image.with_name("system-before.qcow2")
-    shutil.copyfile(image, before)
-    async with await open_export(stage.disks["system"]) as disk:
-        await disk.write(_CHANGE_AT, random.Random(4).randbytes(_CHANGE))  # noqa: S311 - any bytes
-        await disk.flush()
-    return before
+async def _change(stage: _Stage) -> None:
+    """Change a disk as its guest would."""
+    command = f"sfasync lab write {_VM} ide0 --offset 300M --length 3M --pattern ..."
+    _headed(stage, f"2. The guest writes {format_size(_CHANGE)} to its first disk.", command)
+    await stage.lab.vm(_VM).disk("ide0").write(_CHANGE_AT, random.Random(4).randbytes(_CHANGE))  # noqa: S311 - any bytes
 
 
-async def _list(stage: _Stage, repository: Repository) -> None:
-    stage.say("")
-    stage.say("4. Both backups are there, each whole by itself: there is no chain that could break.")
-    stage.say("   $ sfasync list")
-    for backup in await repository.backups(_VM):
+async def _list(stage: _Stage) -> None:
+    _headed(
+        stage, "4. Both backups are there, each whole by itself: there is no chain that could break.", "sfasync list"
+    )
+    for backup in await stage.repository.backups():
         stored = sum(disk.statistics.bytes_stored for disk in backup.disks)
         stage.say(
-            f"   {backup.id[:SHORT]}  {backup.vm}  {local_time(backup.time)}  {size_of(backup.disks)} "
+            f"   {backup.id[:SHORT]}  {backup.vm_name}  {local_time(backup.time)}  {size_of(backup.disks)} "
             f"on {len(backup.disks)} disks, stored {format_size(stored)}"
         )
 
 
-async def _verify(stage: _Stage, engine: Engine) -> None:
-    stage.say("")
-    stage.say("5. Every byte of the repository is read, and every digest computed again.")
-    stage.say("   $ sfasync verify --data")
-    found = await engine.verify(data=True)
+async def _verify(stage: _Stage) -> None:
+    explanation = "5. Every byte of the repository is read, and every digest computed again."
+    _headed(stage, explanation, "sfasync verify --data")
+    found = await stage.engine.verify(data=True)
     if not found.ok:
         raise IntegrityError(f"the repository is damaged: {found.problems[0].problem}", path=found.problems[0].object)
     stage.say(
@@ -155,36 +145,43 @@ async def _verify(stage: _Stage, engine: Engine) -> None:
     )
 
 
-async def _restore(stage: _Stage, engine: Engine, backup: BackupResult) -> None:
+async def _restore(stage: _Stage, backup: BackupResult) -> None:
+    _headed(stage, "6. The VM is switched off and gets its first backup back.", f"sfasync lab power {_VM} off")
+    stage.lab.vm(_VM).switch(running=False)
+    manifest = await stage.repository.find(backup.id)
+    config = await stage.repository.read_file(manifest, "config.json")
+    sizes = {disk.id: disk.size for disk in manifest.disks}
+    async with stage.platform.restore(_VM, config=config, files={}, disks=sizes) as view:
+        addresses = {disk: ready.address for disk, ready in view.disks.items()}
+        result = await stage.engine.restore_vm(backup.id, to_disks=addresses)
+        await view.finish()
+    for disk in result.disks:
+        stage.say(f"   {disk.id:5} {format_size(disk.bytes_written):>10} of {format_size(disk.size)} written")
+    stage.lab.vm(_VM).switch(running=True)
+
+
+async def _compare(stage: _Stage) -> None:
     stage.say("")
-    stage.say("6. The disks are restored to sparse files, each block checked before it is written.")
-    stage.say(f"   $ sfasync restore {_VM}@latest --to {stage.directory / 'restored'}")
-    target = stage.directory / "restored"
-    result = await engine.restore_vm(f"{_VM}@latest", to=target)
-    for restored in result.disks:
-        allocated = (target / f"{restored.id}.raw").stat().st_blocks * 512
-        stage.say(
-            f"   {restored.id:8} {format_size(restored.size):>10} restored, {format_size(allocated):>10} of it on disk"
-        )
-    stage.say("   Compared with what the servers serve, byte by byte, by qemu-img:")
-    for disk, (image, image_format) in stage.images.items():
-        await _compare(stage, target / f"{disk}.raw", image, image_format)
-    assert result.id == backup.id, "latest is the last one made"
+    stage.say("7. The disks are those of the first backup again: qemu-img compares every byte.")
+    for disk, image in stage.images.items():
+        async with stage.lab.vm(_VM).disk(disk).opened() as address:
+            answer = await run_tool("qemu-img", "compare", "-f", "raw", "-F", "raw", image, format_uri(address))
+        stage.say(f"   {disk:5} {answer.strip()}")
 
 
-async def _restore_earlier(stage: _Stage, engine: Engine, backup: BackupResult, before: Path) -> None:
+def _show_nothing_left(stage: _Stage) -> None:
+    snapshots, resources = stage.lab.vm(_VM).snapshots, stage.lab.site.leases.all()
+    exports = sum(len(lease.exports) for lease in resources)
     stage.say("")
-    stage.say("7. The first backup still gives the disk as it was before the change.")
-    target = stage.directory / "earlier"
-    stage.say(f"   $ sfasync restore {backup.id[:SHORT]} --disk system --to {target}")
-    await engine.restore_vm(backup.id, to=target, disks=["system"])
-    await _compare(stage, target / "system.raw", before, "qcow2")
+    stage.say("8. Nothing is left on the platform.")
+    stage.say("   $ sfasync lab status; sfasync lab down")
+    stage.say(f"   {len(snapshots)} snapshots, {len(resources)} backup resources, {exports} exports")
 
 
-async def _compare(stage: _Stage, restored: Path, image: Path, image_format: str) -> None:
-    # A server may hold the image open; reading beside it is safe, for nobody writes.
-    answer = await run_tool("qemu-img", "compare", "-U", "-f", "raw", "-F", image_format, restored, image)
-    stage.say(f"   {restored.name:12} {answer.strip()}")
+def _headed(stage: _Stage, explanation: str, command: str) -> None:
+    stage.say("")
+    stage.say(explanation)
+    stage.say(f"   $ {command}")
 
 
 # --- the stage -------------------------------------------------------------------------------------------------------
@@ -192,43 +189,44 @@ async def _compare(stage: _Stage, restored: Path, image: Path, image_format: str
 
 @contextmanager
 def _directory(keep: bool) -> Iterator[Path]:
-    """A temporary directory, which also takes the cache of the repository."""
+    """A temporary directory, which also takes what the repository caches and the platform's client notes."""
     directory = Path(tempfile.mkdtemp(prefix="sfasync-demo-"))
-    cache = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(directory / "cache")
+    places = {"XDG_CACHE_HOME": directory / "cache", "XDG_STATE_HOME": directory / "state"}
+    before = {name: os.environ.get(name) for name in places}
+    os.environ.update({name: str(place) for name, place in places.items()})
     try:
         yield directory
     finally:
-        os.environ.pop("XDG_CACHE_HOME")
-        if cache is not None:
-            os.environ["XDG_CACHE_HOME"] = cache
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
         if not keep:
             shutil.rmtree(directory, ignore_errors=True)
 
 
 @asynccontextmanager
 async def _stage(directory: Path, say: Say) -> AsyncIterator[_Stage]:
-    """Disks with content, and servers for them."""
-    images = await _make_images(directory)
-    tls = await make_certificates(directory / "certificates")
-    async with AsyncExitStack() as running:
-        disks = {
-            "system": await running.enter_async_context(qemu_nbd(images["system"][0])),
-            "data": await running.enter_async_context(
-                nbdkit_over_tls(images["data"][0], directory / "certificates", tls)
-            ),
-            "logs": await running.enter_async_context(nbd_server(images["logs"][0])),
-        }
-        for disk, server in (
-            ("system", "qcow2 image, served by qemu-nbd on a Unix socket"),
-            ("data", "raw image, served by nbdkit over TLS; its certificate is verified"),
-            ("logs", "raw image, served by nbd-server on a Unix socket"),
-        ):
-            say(f"   {disk:8} {format_size(_DISKS[disk].size):>10}  {server}")
-        yield _Stage(directory, images, disks, say)
+    """A lab whose disks have content, and all that is needed to back them up."""
+    disks = directory / "disks"
+    disks.mkdir()
+    images = await _make_images(disks)
+    machine = MachineSpec(name=_VM, disks=tuple(recipe.size for recipe in _DISKS.values()))
+    async with AsyncExitStack() as stack:
+        stack.callback(shutil.rmtree, disks, ignore_errors=True)  # the repository is all that may stay
+        lab = await stack.enter_async_context(Lab([machine], directory=disks))
+        repository = await stack.enter_async_context(await Repository.open(directory / "repository", create=True))
+        engine = await stack.enter_async_context(Engine(repository))
+        for disk, image in images.items():
+            async with lab.vm(_VM).disk(disk).opened() as address:
+                await engine.copy(image, address, destination_is_zero=True)
+            say(f"   {disk:5} {format_size(_DISKS[disk].size):>10}  qcow2 image in a qemu-storage-daemon")
+        say(f"   {lab.url}: the documented interface of a Sangfor Cloud Platform (sfasync lab up)")
+        platform = await stack.enter_async_context(ScpPlatform(lab.settings))
+        yield _Stage(images, lab, platform, repository, engine, say)
 
 
-async def _make_images(directory: Path) -> dict[str, tuple[Path, str]]:
+async def _make_images(directory: Path) -> dict[str, Path]:
     workers = Workers(1, "sfasync-demo")
     try:
         images = {disk: directory / f"{disk}.raw" for disk in _DISKS}
@@ -236,7 +234,4 @@ async def _make_images(directory: Path) -> dict[str, tuple[Path, str]]:
             await make_disk(images[disk], recipe, workers)
     finally:
         workers.close()
-    qcow2 = directory / "system.qcow2"
-    await run_tool("qemu-img", "convert", "-f", "raw", "-O", "qcow2", images["system"], qcow2)
-    images["system"].unlink()
-    return {"system": (qcow2, "qcow2"), "data": (images["data"], "raw"), "logs": (images["logs"], "raw")}
+    return images
