@@ -68,6 +68,12 @@ class Places:
         match = _NAME.fullmatch(name.removeprefix(self.prefix)) if name.startswith(self.prefix) else None
         return None if match is None else (int(match[1]), match[2])
 
+    def number(self, name: str) -> int:
+        """The disk that a name of ours belongs to."""
+        parts = self.parse(name)
+        assert parts is not None, "the name is none of ours"
+        return parts[0]
+
     def fleecing(self, number: int, what: str) -> Path:
         """A file for what the guest overwrites of a disk while it is read: the ``map`` or the ``data``."""
         return self.directory / f"{self.prefix}{number}.{what}"

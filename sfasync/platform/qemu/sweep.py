@@ -12,11 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 
@@ -28,8 +27,6 @@ from .inventory import Node, exports, nodes
 from .monitor import CommandError, Monitor, open_monitor
 from .places import Places
 from .settings import QemuTimeouts, QemuVm
-
-_T = TypeVar("_T")
 
 _logger = logging.getLogger(__name__)
 
@@ -73,12 +70,19 @@ class Sweep:
         Raises:
             PlatformError: The monitor is lost.
         """
-        await self._remove("export", await self._exports(), self._delete_export, self._exports)
-        await self._remove("job", await self._jobs(), self._end_job, self._jobs)
+        await self._remove_exports()
+        await self._end_jobs()
         present = await nodes(self.monitor)
-        await self._remove_fleecing(present)
+        for kind in "fqdm":  # from what uses others to what is used
+            for name in self._fleecing(present, kind):
+                self._report("node", name, await self._refusal("blockdev-del", {"node-name": name}))
+        if not self.places.local:  # the files have their names still; the next job uses them again
+            for name in self._fleecing(present, "m"):
+                await empty_files(self.monitor, self.places, self.places.number(name))
         for node in present:
-            await self._remove("bitmap", self._bitmaps(node), partial(self._delete_bitmap, node.node_name))
+            for name in self._bitmaps(node):
+                bitmap = {"node": node.node_name, "name": name}
+                self._report("bitmap", name, await self._refusal("block-dirty-bitmap-remove", bitmap))
         await self._stop_server()
         self.places.clear()
         return self.found
@@ -92,29 +96,21 @@ class Sweep:
         present = await nodes(self.monitor)
         for kind, names in (
             ("export", await self._exports()),
-            ("job", await self._jobs()),
+            ("job", [job.id for job in await self._jobs()]),
             ("node", self._fleecing(present, "fqdm")),
             ("bitmap", [bitmap for node in present for bitmap in self._bitmaps(node)]),
         ):
             self.found += [Leftover(kind=kind, id=name, vm=self.vm, removed=False) for name in names]
         return self.found
 
-    async def _remove_fleecing(self, present: Sequence[Node]) -> None:
-        for kind in "fqdm":  # from what uses others to what is used
-            await self._remove("node", self._fleecing(present, kind), self._delete_node)
-        if not self.places.local:  # the files have their names still; the next job uses them again
-            for parts in map(self.places.parse, self._fleecing(present, "m")):
-                assert parts is not None, "it was found by its name"
-                await empty_files(self.monitor, self.places, parts[0])
-
     # --- what there is ---
 
     async def _exports(self) -> list[str]:
         return [export.id for export in await exports(self.monitor) if export.id.startswith(self.places.prefix)]
 
-    async def _jobs(self) -> list[str]:
+    async def _jobs(self) -> list[_Job]:
         jobs = await self.monitor.ask("query-jobs", tuple[_Job, ...])
-        return [job.id for job in jobs if job.id.startswith(self.places.prefix)]
+        return [job for job in jobs if job.id.startswith(self.places.prefix)]
 
     def _fleecing(self, present: Sequence[Node], kinds: str) -> list[str]:
         """Our nodes of some kinds; the filters go with their jobs."""
@@ -128,29 +124,30 @@ class Sweep:
 
     # --- how it goes ---
 
-    async def _remove(
-        self,
-        kind: str,
-        names: Collection[str],
-        remove: Callable[[str], Awaitable[None]],
-        remaining: Callable[[], Awaitable[list[str]]] | None = None,
-    ) -> None:
-        """Remove things of one kind; with `remaining` they go some time after they were told to."""
-        problems = dict.fromkeys(names, "")
+    async def _remove_exports(self) -> None:
+        """Close them, whoever reads; they go once the last request is answered."""
+        names = await self._exports()
+        problems = {name: await self._refusal("block-export-del", {"id": name, "mode": "hard"}) for name in names}
+        left = await self._until_gone(self._exports)
         for name in names:
-            try:
-                await remove(name)
-            except CommandError as error:
-                problems[name] = error.said
-        if remaining is not None and names:
-            left = await self._until_gone(remaining)
-            problems = {name: (problems[name] or "it does not go") if name in left else "" for name in names}
-        self.found += [
-            Leftover(kind=kind, id=name, vm=self.vm, removed=not problem, problem=problem)
-            for name, problem in problems.items()
-        ]
+            self._report("export", name, (problems[name] or "it does not go") if name in left else "")
+
+    async def _end_jobs(self) -> None:
+        """Cancel those that run, which go by themselves then; those that make files end, and want that to be seen."""
+        problems: dict[str, str] = {}
+
+        async def remaining() -> list[str]:
+            for job in await self._jobs():
+                command = "job-dismiss" if job.status == "concluded" else "job-cancel"
+                problems[job.id] = await self._refusal(command, {"id": job.id})
+            return [job.id for job in await self._jobs()]
+
+        left = await self._until_gone(remaining)
+        for name, problem in problems.items():
+            self._report("job", name, (problem or "it does not end") if name in left else "")
 
     async def _until_gone(self, remaining: Callable[[], Awaitable[list[str]]]) -> list[str]:
+        """What remains when time is up."""
         end = asyncio.get_running_loop().time() + self.patience
         while left := await remaining():
             if asyncio.get_running_loop().time() > end:
@@ -158,40 +155,31 @@ class Sweep:
             await asyncio.sleep(_LOOK)
         return left
 
-    async def _delete_export(self, name: str) -> None:
-        await self.monitor.run("block-export-del", {"id": name, "mode": "hard"})
+    async def _refusal(self, command: str, arguments: Mapping[str, object]) -> str:
+        """Execute a command; what QEMU has against it."""
+        try:
+            await self.monitor.run(command, arguments)
+        except CommandError as error:
+            return error.said
+        return ""
 
-    async def _delete_node(self, name: str) -> None:
-        await self.monitor.run("blockdev-del", {"node-name": name})
-
-    async def _delete_bitmap(self, node: str, name: str) -> None:
-        await self.monitor.run("block-dirty-bitmap-remove", {"node": node, "name": name})
-
-    async def _end_job(self, name: str) -> None:
-        """A job that runs is cancelled and goes by itself; one that creates a file has ended and wants to be seen."""
-        jobs = await self.monitor.ask("query-jobs", tuple[_Job, ...])
-        status = next((job.status for job in jobs if job.id == name), None)
-        if status is not None:
-            await self.monitor.run("job-dismiss" if status == "concluded" else "job-cancel", {"id": name})
+    def _report(self, kind: str, name: str, problem: str) -> None:
+        self.found.append(Leftover(kind=kind, id=name, vm=self.vm, removed=not problem, problem=problem))
 
     async def _stop_server(self) -> None:
         """Stop the NBD server if it is one that we started, and nobody else has exports there by now."""
         credentials = self.places.credentials
-        objects: Sequence[_Object] = ()
+        ours = self._answers()
         if self.settings.nbd.credentials is not None:
             objects = await self.monitor.ask("qom-list", tuple[_Object, ...], {"path": "/objects"})
-        ours = any(entry.name == credentials for entry in objects) or self._answers()
-        if ours and not any(export.type == "nbd" for export in await exports(self.monitor)):
-            try:
-                await self.monitor.run("nbd-server-stop")
-            except CommandError as error:
-                if "not running" not in error.said:
-                    raise
-            if objects:
-                await self._remove("object", [credentials], self._delete_object)
-
-    async def _delete_object(self, name: str) -> None:
-        await self.monitor.run("object-del", {"id": name})
+            ours = any(entry.name == credentials for entry in objects)
+        if not ours or any(export.type == "nbd" for export in await exports(self.monitor)):
+            return
+        problem = await self._refusal("nbd-server-stop", {})
+        if problem and "not running" not in problem:
+            self._report("server", "nbd", problem)
+        if self.settings.nbd.credentials is not None:
+            self._report("object", credentials, await self._refusal("object-del", {"id": credentials}))
 
     def _answers(self) -> bool:
         """Whether a server listens on the socket that we give to ours."""
