@@ -82,53 +82,74 @@ async def quiesced(vm: str, settings: QemuVm, timeouts: QemuTimeouts) -> AsyncIt
     if settings.agent is None or settings.quiesce == "off":
         yield
         return
-    name = f"VM {vm!r}"
-    frozen = True  # until it is known that nothing was frozen
+    guest = _Guest(f"VM {vm!r}", settings.agent, timeouts)
     try:
-        frozen = await _freeze(name, settings, timeouts)
+        try:
+            await guest.freeze()
+        except PlatformError as error:
+            if settings.quiesce == "require":
+                raise
+            _logger.warning("%s", error)
         yield
     finally:
-        if frozen:
-            await finish(_thaw_surely(name, settings.agent, timeouts), timeouts.freeze + 1.0)
+        if guest.asked:
+            await finish(guest.thaw(), timeouts.freeze + 1.0)
 
 
-async def _freeze(name: str, settings: QemuVm, timeouts: QemuTimeouts) -> bool:
-    """Whether something may be frozen now."""
-    assert settings.agent is not None, "without an agent nothing is frozen"
-    asked = False
-    try:
-        async with _connected(name, settings.agent, timeouts) as agent:
-            asked = True
-            async with asyncio.timeout(timeouts.freeze):
-                count = await agent.run("guest-fsfreeze-freeze")
-    except (TimeoutError, OSError, SfasyncError) as error:
-        reason = str(error) or f"it takes more than {timeouts.freeze:g} seconds"
-        if settings.quiesce == "require":
-            if asked:
-                await finish(_thaw_surely(name, settings.agent, timeouts), timeouts.freeze + 1.0)
-            raise PlatformError(f"{name}: the guest's file systems cannot be frozen: {printable(reason)}") from error
-        _logger.warning("%s: its file systems are not frozen for the snapshot: %s", name, printable(reason))
-        return asked
-    _logger.info("%s: %s file systems are frozen", name, count)
-    return True
+class _Guest:
+    """A guest with an agent.
 
+    Attributes:
+        asked: Whether it was asked to freeze: from then on it may be frozen, whatever was answered.
+    """
 
-async def _thaw_surely(name: str, agent: Path, timeouts: QemuTimeouts) -> None:
-    """Thaw, over a new connection each time, until it succeeds or the time is up."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + timeouts.freeze
-    while True:
+    def __init__(self, name: str, agent: Path, timeouts: QemuTimeouts) -> None:
+        self.asked = False
+        self._name = name
+        self._agent = agent
+        self._timeouts = timeouts
+
+    async def freeze(self) -> None:
+        """Freeze the file systems.
+
+        Raises:
+            PlatformError: They are not frozen, or not for sure.
+        """
         try:
-            async with asyncio.timeout_at(end), _connected(name, agent, timeouts) as connection:
-                await connection.run("guest-fsfreeze-thaw")
-                return
+            async with _connected(self._name, self._agent, self._timeouts) as agent:
+                self.asked = True
+                async with asyncio.timeout(self._timeouts.freeze):
+                    count = await agent.run("guest-fsfreeze-freeze")
         except (TimeoutError, OSError, SfasyncError) as error:
-            if loop.time() + _AGAIN >= end:
-                raise PlatformError(
-                    f"{name}: THE GUEST'S FILE SYSTEMS MAY BE FROZEN STILL, its agent does not thaw them "
-                    f"({printable(str(error) or 'no answer')}); run fsfreeze --unfreeze in it, or restart it"
-                ) from error
-        await asyncio.sleep(_AGAIN)
+            reason = printable(str(error) or "its agent does not answer in time")
+            raise PlatformError(
+                f"{self._name}: its file systems cannot be frozen for the snapshot: {reason}"
+            ) from error
+        _logger.info("%s: %s file systems are frozen", self._name, count)
+
+    async def thaw(self) -> None:
+        """Thaw the file systems, over a new connection each time, until it succeeds or the time is up.
+
+        Raises:
+            PlatformError: They may be frozen still.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._timeouts.freeze
+        while True:
+            try:
+                async with _connected(self._name, self._agent, self._timeouts) as agent:
+                    async with asyncio.timeout(self._timeouts.connect):
+                        await agent.run("guest-fsfreeze-thaw")
+            except (TimeoutError, OSError, SfasyncError) as error:
+                if loop.time() + _AGAIN >= end:
+                    reason = printable(str(error) or "no answer")
+                    raise PlatformError(
+                        f"{self._name}: THE GUEST'S FILE SYSTEMS MAY BE FROZEN STILL, its agent does not thaw them "
+                        f"({reason}); run fsfreeze --unfreeze in it, or restart it"
+                    ) from error
+            else:
+                return
+            await asyncio.sleep(_AGAIN)
 
 
 @asynccontextmanager
