@@ -113,6 +113,17 @@ def test_the_page_on_configuration_works(place: Path) -> None:
     assert str(place / "backups") in ended.stdout
 
 
+def test_the_page_on_the_lab_works(place: Path) -> None:
+    require("qemu-storage-daemon")
+    ended = shell("trap 'sfasync lab down --quiet --dir lab' EXIT\n" + blocks("docs/howto/lab.md", "sh"), place)
+    assert ended.returncode == 0, ended.stderr
+    assert "nothing is left over" in ended.stdout
+    assert not (place / "lab").exists()
+    script = [sys.executable, "-W", "error", "-c", blocks("docs/howto/lab.md", "python")]
+    ended = subprocess.run(script, cwd=place, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "full\n", "")
+
+
 def test_the_programs_of_the_client_page_work(place: Path) -> None:
     with nbdkit("memory", "64M") as server:
         script = blocks("docs/howto/client.md", "python").replace("nbd+unix:///?socket=disk.sock", server.uri)
