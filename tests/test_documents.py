@@ -51,9 +51,12 @@ def shell(script: str, place: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/howto/tutorial.md", "docs/howto/copy.md", "docs/howto/info.md"])
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", "docs/howto/tutorial.md", "docs/howto/copy.md", "docs/howto/info.md", "docs/howto/qemu.md"],
+)
 def test_the_shell_examples_work(page: str, place: Path) -> None:
-    for program in ("nbdkit", "qemu-img", "qemu-nbd"):
+    for program in ("nbdkit", "qemu-img", "qemu-nbd", "qemu-storage-daemon"):
         require(program)
     ended = shell(blocks(page, "sh"), place)
     assert ended.returncode == 0, ended.stderr
