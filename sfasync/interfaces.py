@@ -392,6 +392,19 @@ class ReleasingResolver(EndpointResolver, Protocol):
         ...
 
 
+@runtime_checkable
+class CleaningResolver(EndpointResolver, Protocol):
+    """A resolver that knows by itself what dead processes of this user have taken."""
+
+    async def cleanup(self) -> None:
+        """Give all of that back.
+
+        Raises:
+            SfasyncError: Something could not be given back.
+        """
+        ...
+
+
 # --- stores ----------------------------------------------------------------------------------------------------------
 
 

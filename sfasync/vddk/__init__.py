@@ -26,7 +26,7 @@ from typing import Final, get_args, overload
 
 from ..credentials import AccessKey, Password
 from ..errors import ArgumentError, SfasyncError, StateError, printable
-from ..interfaces import Buffer, EndpointResolver, ReleasingResolver
+from ..interfaces import Buffer, CleaningResolver, EndpointResolver, ReleasingResolver
 from ..models import NO_RETRY, Limits, Retry, Timeouts, TransportMode
 from ..tasks import first_cause
 from .access import Access
@@ -121,19 +121,24 @@ async def cleanup(access: Access) -> int:
 
     Raises:
         StateError: There was no `init`.
-        UsageError: The access has no resolver.
+        UsageError: Nobody tells where disks are served.
         StorageError: The journal cannot be read or written.
         SfasyncError: The resolver could not give something back; the others were dealt with.
     """
     journal = _initialised("cleanup").journal
-    resolver = access.endpoints()
-    leftovers = await journal.leftovers(access)
     failures: list[SfasyncError] = []
-    for leftover in leftovers:
-        try:
-            await _clean(leftover, resolver, journal)
-        except SfasyncError as error:
-            failures.append(error)
+    async with access.endpoints() as resolver:
+        leftovers = await journal.leftovers(access)
+        for leftover in leftovers:
+            try:
+                await _clean(leftover, resolver, journal)
+            except SfasyncError as error:
+                failures.append(error)
+        if isinstance(resolver, CleaningResolver):
+            try:
+                await resolver.cleanup()
+            except SfasyncError as error:
+                failures.append(error)
     if failures:
         raise first_cause(BaseExceptionGroup("cleanup", failures))
     return len(leftovers)
@@ -180,11 +185,10 @@ async def connect(
     Raises:
         StateError: There was no `init`.
         ArgumentError: The mode is not known, or an id is empty.
-        UsageError: The access has no resolver.
+        UsageError: Nobody tells where disks are served.
         StorageError: The connection cannot be registered for `cleanup`.
     """
     process = _initialised("connect")
-    access.endpoints()
     connection = Connection(
         process.journal,
         access,
@@ -211,6 +215,7 @@ async def disconnect(connection: Connection) -> None:
 
     Raises:
         StateError: It is disconnected already, or a disk is not closed.
+        PlatformError: The lease on the VM could not be given back; it runs out by itself, and `cleanup` tries again.
         StorageError: It could not be struck from the journal; `cleanup` will do it when this process has ended.
     """
     connection.require_connected("disconnect")

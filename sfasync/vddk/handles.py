@@ -12,12 +12,12 @@ import asyncio
 import logging
 import os
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from enum import StrEnum
 from typing import Any, Final
 
 from ..errors import ArgumentError, ExportError, SfasyncError, StateError, StorageError, UsageError, printable
-from ..interfaces import Buffer, ReleasingResolver
+from ..interfaces import Buffer, EndpointResolver, ReleasingResolver
 from ..models import EndpointRequest, ExportAddress, Limits, Retry, Timeouts, TransportMode
 from ..tasks import finish
 from ..transport.export import Export, open_export
@@ -84,6 +84,8 @@ class Connection:
         self._server_id = server_id
         self._resource_id = resource_id
         self._registration: Registration | None = None
+        self._resolver: EndpointResolver | None = None
+        self._leaving = AsyncExitStack()
 
     def __repr__(self) -> str:
         return f"<Connection to {self}, {self.mode}, {self.state}, {len(self.disks)} disks>"
@@ -138,7 +140,10 @@ class Connection:
 
     async def connect(self) -> None:
         """Register; nothing else has to be done before a disk is opened."""
-        self._registration = await self.journal.register(self.entry(None))
+        async with AsyncExitStack() as stack:
+            self._resolver = await stack.enter_async_context(self.access.endpoints())
+            self._registration = await self.journal.register(self.entry(None))
+            self._leaving = stack.pop_all()
         self.state = State.CONNECTED
 
     async def disconnect(self) -> None:
@@ -146,7 +151,16 @@ class Connection:
         self.state = State.DISCONNECTED
         registration, self._registration = self._registration, None
         assert registration is not None, "connected without being registered"
-        await _in_time(self, self.journal.forget(registration))
+        try:
+            await self._leaving.aclose()
+        finally:
+            await _in_time(self, self.journal.forget(registration))
+
+    @property
+    def resolver(self) -> EndpointResolver:
+        """Who tells where its disks are served."""
+        assert self._resolver is not None, "used before it was connected"
+        return self._resolver
 
 
 class Disk:
@@ -240,7 +254,7 @@ class Disk:
     async def _address(self) -> ExportAddress:
         connection = self.connection
         self._asked = True  # before it is asked: what it takes has to be given back even if it fails half way
-        address = await connection.access.endpoints().resolve(connection.request(self.id))
+        address = await connection.resolver.resolve(connection.request(self.id))
         found: TransportMode = "nbd" if address.tls is None else "nbdssl"
         if found != connection.mode:
             raise UsageError(
@@ -281,7 +295,7 @@ class Disk:
             return
         journal = self.connection.journal
         try:
-            resolver = self.connection.access.resolver
+            resolver = self.connection.resolver
             if self._asked and isinstance(resolver, ReleasingResolver):
                 await resolver.release(self.connection.request(self.id))
         except BaseException:

@@ -4,6 +4,7 @@ import pytest
 
 from sfasync import TableResolver, vddk
 from sfasync.errors import ArgumentError, UsageError
+from sfasync.platform.scp.settings import ScpSettings
 
 CANARY = "hunter2-canary"
 
@@ -25,8 +26,18 @@ def test_addresses_carry_no_secrets(address: str) -> None:
         vddk.Access(hci=address)
 
 
-def test_somebody_has_to_know_where_the_disks_are() -> None:
+async def test_somebody_has_to_know_where_the_disks_are() -> None:
     with pytest.raises(UsageError, match="give a resolver"):
+        vddk.Access(hci="hci.example").endpoints()
+    with pytest.raises(UsageError, match=r"no credentials for https://scp\.example"):
         vddk.Access(scp="scp.example").endpoints()
     resolver = TableResolver()
-    assert vddk.Access(resolver=resolver).endpoints() is resolver
+    async with vddk.Access(scp="scp.example", resolver=resolver).endpoints() as found:
+        assert found is resolver
+
+
+def test_the_platform_is_named_once() -> None:
+    settings = ScpSettings(url="https://scp.example:4430/")
+    assert vddk.Access(settings=settings).scp == "https://scp.example:4430"
+    with pytest.raises(ArgumentError, match="leave scp out"):
+        vddk.Access(scp="scp.example", settings=settings)

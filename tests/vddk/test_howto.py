@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sfasync import EndpointRequest, EndpointResolver, ExportAddress, ReleasingResolver, TableResolver, TlsPolicy
+from sfasync import EndpointRequest, EndpointResolver, ExportAddress, ReleasingResolver, TableResolver, TlsPolicy, vddk
 from sfasync.units import MiB
 
 from ..support.servers import nbdkit
@@ -73,6 +73,14 @@ def test_line_by_line(tmp_path: Path, certificates: Path) -> None:
     with cluster(tmp_path, certificates):
         run(code("sfvddk.md", "python")[2], tmp_path)
     assert (tmp_path / "first.raw").read_bytes() == DISKS["ide0"][:MiB]
+
+
+def test_the_address_alone() -> None:
+    names: dict[str, object] = {"__name__": "page"}
+    exec(compile(code("sfvddk.md", "python")[3], "sfvddk.md", "exec"), names)  # noqa: S102 - the page's own code
+    access = names["access"]
+    assert isinstance(access, vddk.Access)
+    assert access.scp == "https://scp.example"
 
 
 def test_every_call_is_in_the_table() -> None:
