@@ -19,7 +19,7 @@ PACKAGE = Path(sfasync.__file__).parent
 RINGS = (
     {
         *("_version", "buffers", "credentials", "errors", "extents", "files", "interfaces", "models", "nbd"),
-        *("progress", "resolvers", "retry", "state", "tasks", "throttle", "trust", "tuning", "units", "workers"),
+        *("progress", "resolvers", "retry", "state", "tasks", "throttle", "tls", "trust", "tuning", "units", "workers"),
     },
     {"pipeline", "platform", "store", "transport"},
     {

@@ -9,9 +9,9 @@ from typing import Generic, TypeVar
 from ..errors import ConnectError, ConnectionLostError, DeadlineError, SfasyncError, printable
 from ..models import ExportAddress
 from ..nbd.handshake import Handshake
+from ..tls import TlsLayer, server_name
 from ..trust import pinned
 from .stream import Stream, connect
-from .tls import TlsLayer, server_name
 
 _T = TypeVar("_T")
 

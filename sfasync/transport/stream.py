@@ -19,7 +19,7 @@ from typing import Final, Protocol, cast
 
 from ..errors import ConnectError, ConnectionLostError, SfasyncError, system_limit
 from ..models import ExportAddress
-from .tls import TlsLayer
+from ..tls import TlsLayer
 
 _logger = logging.getLogger(__name__)
 

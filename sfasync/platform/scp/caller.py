@@ -25,7 +25,7 @@ from .paths import Paths
 from .patience import Patience
 from .redaction import Redactor
 from .settings import ScpSettings
-from .trust import platform_context
+from .trust import platform_trust
 
 _CHANCES: Final = 3
 """How often one request is sent that is refused with 401."""
@@ -57,7 +57,7 @@ class Caller:
         self.failures = Failures(settings, self._redactor, self._clock)
         self._paths = Paths(settings.paths, hci=settings.product == "hci", encode_colon=settings.dialect.encode_colon)
         self._patience = Patience(settings.timeouts.retry, pace)
-        self._server = Server(settings.origin, platform_context(settings), settings.hostname, settings.timeouts)
+        self._server = Server(settings.origin, platform_trust(settings), settings.hostname, settings.timeouts)
         self._authorizer = self._authorized()
 
     def __repr__(self) -> str:

@@ -8,7 +8,6 @@ as was agreed. HTTP/2 would write the names of headers in small letters, with wh
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -20,6 +19,7 @@ from ..._version import VERSION
 from ...units import MiB
 from .network import Network
 from .settings import ScpTimeouts
+from .trust import Trust
 
 MAX_BODY: Final = 16 * MiB
 """Bytes of an answer."""
@@ -86,22 +86,22 @@ class Server:
 
     Args:
         origin: ``https://HOST[:PORT]``.
-        context: What is believed of its certificate.
+        trust: What is believed of its certificate.
         hostname: The name that the certificate must carry; None for the host of the origin.
         timeouts: When to give up.
     """
 
-    def __init__(self, origin: str, context: ssl.SSLContext, hostname: str | None, timeouts: ScpTimeouts) -> None:
+    def __init__(self, origin: str, trust: Trust, hostname: str | None, timeouts: ScpTimeouts) -> None:
         self._origin = origin
         self._url = httpcore2.URL(origin)
         self._timeouts = timeouts
         self._pool = httpcore2.AsyncConnectionPool(
-            ssl_context=context,
+            ssl_context=trust.context,
             max_connections=_CONNECTIONS,
             keepalive_expiry=_IDLE_SECONDS,
             http1=True,
             http2=False,
-            network_backend=Network(),
+            network_backend=Network(trust.fingerprint),
         )
         self._extensions: dict[str, object] = {"timeout": {"connect": timeouts.connect}}
         if hostname is not None:

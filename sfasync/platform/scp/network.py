@@ -1,13 +1,15 @@
-"""Sockets and TLS under httpcore, by asyncio's own means.
+"""Sockets and TLS under httpcore.
 
-The backend that comes with httpcore loses sockets when a call is cancelled while it connects: they stay open until the
-process ends. Here whatever is cut short is closed by whoever opened it.
+The backend that comes with httpcore loses sockets when a call is cancelled while it connects, and so do asyncio's
+streams when TLS has just begun: they stay open until the process ends. Here there is a socket and a `TlsLayer`, no
+transport, and whatever is cut short is closed by whoever opened it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 import ssl
 from collections.abc import Iterable
@@ -16,12 +18,21 @@ from typing import Any, Final
 import httpcore2
 
 from ...errors import TlsError, printable
+from ...tls import TlsLayer
 
 _TIMED_OUT: Final = "no connection was made in time"
+_PIECE: Final = 1 << 16
 
 
 class Network(httpcore2.AsyncNetworkBackend):
-    """Makes connections."""
+    """Makes connections.
+
+    Args:
+        fingerprint: What the SHA-256 of the server's certificate must be, from `trust.pinned`.
+    """
+
+    def __init__(self, fingerprint: str | None) -> None:
+        self._fingerprint = fingerprint
 
     async def connect_tcp(
         self,
@@ -39,7 +50,8 @@ class Network(httpcore2.AsyncNetworkBackend):
                 failure: OSError = OSError("the name has no address")
                 for family, kind, protocol, _, address in addresses:
                     try:
-                        return Connected(await _connect(loop, socket.socket(family, kind, protocol), address), host)
+                        sock = await _connect(loop, socket.socket(family, kind, protocol), address)
+                        return Connected(sock, host, self._fingerprint)
                     except OSError as error:
                         failure = error
                 raise failure
@@ -67,9 +79,10 @@ async def _connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, address
 class Connected(httpcore2.AsyncNetworkStream):
     """A connection on which nothing has been said; all there is to do is TLS."""
 
-    def __init__(self, sock: socket.socket, host: str) -> None:
+    def __init__(self, sock: socket.socket, host: str, fingerprint: str | None) -> None:
         self._socket = sock
         self._host = host
+        self._fingerprint = fingerprint
 
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
@@ -79,21 +92,21 @@ class Connected(httpcore2.AsyncNetworkStream):
         Raises:
             TlsError: The server is not who it should be, or does not speak TLS.
         """
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._socket.close)
-            try:
-                async with asyncio.timeout(timeout):
-                    reader, writer = await asyncio.open_connection(
-                        sock=self._socket, ssl=ssl_context, server_hostname=server_hostname
-                    )
-            except TimeoutError:
-                raise httpcore2.ConnectTimeout(_TIMED_OUT) from None
-            except (ssl.SSLEOFError, ConnectionError):
-                raise httpcore2.ConnectError("no connection: it was closed while TLS began") from None
-            except ssl.SSLError as error:
-                raise _tls_error(error, self._host) from None
-            stack.pop_all()
-        return Encrypted(reader, writer, self._host)
+        layer = TlsLayer(self._host, ssl_context, server_hostname or self._host, self._fingerprint)
+        stream = Encrypted(self._socket, layer)
+        try:
+            async with asyncio.timeout(timeout):
+                await stream.handshake()
+        except TimeoutError:
+            self._socket.close()
+            raise httpcore2.ConnectTimeout(_TIMED_OUT) from None
+        except OSError:
+            self._socket.close()
+            raise httpcore2.ConnectError("no connection: it was closed while TLS began") from None
+        except BaseException:
+            self._socket.close()
+            raise
+        return stream
 
     async def aclose(self) -> None:
         """Close it."""
@@ -101,47 +114,79 @@ class Connected(httpcore2.AsyncNetworkStream):
 
 
 class Encrypted(httpcore2.AsyncNetworkStream):
-    """A connection with TLS."""
+    """A connection with TLS. What it has to say it says in turns, as HTTP/1.1 does: nobody reads while others write."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._host = host
+    def __init__(self, sock: socket.socket, layer: TlsLayer) -> None:
+        self._socket = sock
+        self._layer = layer
+        self._loop = asyncio.get_running_loop()
+
+    async def handshake(self) -> None:
+        """Begin TLS.
+
+        Raises:
+            TlsError: The server is not who it should be.
+            OSError: The connection was lost.
+        """
+        try:
+            while not self._layer.handshake():
+                await self._flush()
+                if not await self._fill():
+                    raise ConnectionResetError
+            await self._flush()
+        except TlsError:
+            self._say_last_words()
+            raise
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Some bytes; none at the end."""
+        buffer = memoryview(bytearray(max_bytes))
         try:
-            return await self._reader.read(max_bytes)
-        except ssl.SSLError as error:
-            raise _tls_error(error, self._host) from None
+            while not (count := self._layer.read_into(buffer)):
+                if not await self._fill():
+                    return b""
+                await self._flush()
+        except EOFError:
+            return b""
         except OSError:
             raise httpcore2.ReadError("the connection was lost") from None
+        return bytes(buffer[:count])
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send bytes."""
         try:
-            self._writer.write(buffer)
-            await self._writer.drain()
-        except ssl.SSLError as error:
-            raise _tls_error(error, self._host) from None
+            self._layer.write(buffer)
+            await self._flush()
         except OSError:
             raise httpcore2.WriteError("the connection was lost") from None
 
     async def aclose(self) -> None:
         """Say goodbye, without waiting for the server's."""
-        self._writer.close()
-        self._writer.transport.abort()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
+        if self._layer.established:
+            self._layer.close()
+        self._say_last_words()
+        self._socket.close()
 
     def get_extra_info(self, info: str) -> Any:
-        """What httpcore asks for: whether an idle connection was ended by the server."""
-        if info == "is_readable":
-            return self._reader.at_eof() or self._writer.transport.is_closing()
-        return self._writer.get_extra_info(info)
+        """What httpcore asks for: whether a connection that should be idle has something, such as its end."""
+        if info != "is_readable":
+            return None
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0))
 
+    async def _fill(self) -> bool:
+        """Take in ciphertext; False at the end of the connection."""
+        data = await self._loop.sock_recv(self._socket, _PIECE)
+        self._layer.feed(memoryview(data))
+        return bool(data)
 
-def _tls_error(error: ssl.SSLError, host: str) -> TlsError:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return TlsError(f"{host}: the server's certificate is not accepted: {printable(error.verify_message)}")
-    return TlsError(f"{host}: TLS failed: {printable((error.reason or str(error)).replace('_', ' ').lower())}")
+    async def _flush(self) -> None:
+        ciphertext = self._layer.take()
+        if ciphertext:
+            await self._loop.sock_sendall(self._socket, ciphertext)
+
+    def _say_last_words(self) -> None:
+        """Tell the server why, if that can be done at once."""
+        with contextlib.suppress(OSError):
+            self._socket.send(self._layer.take())

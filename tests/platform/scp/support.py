@@ -155,10 +155,10 @@ class FakePlatform:
         except (OSError, asyncio.IncompleteReadError):
             pass
         finally:
-            self._talks.discard(task)
             writer.close()
             with contextlib.suppress(OSError, asyncio.CancelledError):
                 await writer.wait_closed()
+            self._talks.discard(task)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = await reader.readuntil(b"\r\n\r\n")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import random
 import re
 import ssl
 import time
+from collections.abc import Awaitable
 from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
@@ -481,6 +483,46 @@ async def test_a_call_may_be_cancelled_anywhere(platform: FakePlatform) -> None:
             assert len(await scp.azs()) == 1
         step += 1
     assert step >= 10
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_many_calls_with_every_trouble_at_once(platform: FakePlatform, seed: int) -> None:
+    """Each ends with what it asked for, a typed error or its cancellation; sockets are counted by the fixtures."""
+    rng = random.Random(seed)
+    merge = f"POST /janus/20180725/servers/{SERVER}/merge-backup-data"
+    trouble: list[Reply | Handler] = [
+        *(
+            answer([POOL]),
+            answer([POOL]),
+            silence,
+            refusal(401),
+            refusal(429),
+            refusal(503),
+            refusal(500),
+            refusal(409),
+        ),
+        *(Reply(raw=b""), Reply(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"), Reply(b'{"data": [')),
+        *(Reply(b"", 302, {"Location": "http://x/"}), Reply(rng.randbytes(200)), Reply(raw=rng.randbytes(300))),
+    ]
+
+    def any_of_it(request: Request) -> Reply | Awaitable[Reply]:
+        reply = rng.choice(trouble)
+        return reply(request) if callable(reply) else reply
+
+    platform.on(AZS, any_of_it)
+    platform.on(merge, any_of_it)
+    platform.on(LOGIN, *[token(f"token-{number}") for number in range(5)], refusal(503), token("token-6"))
+    credentials = None if seed % 2 else KEY
+    async with api(platform, credentials=credentials, timeouts=replace(TIMEOUTS, request=0.1, retry=0.1)) as scp:
+        calls: list[asyncio.Future[object]] = [
+            asyncio.ensure_future(scp.azs() if rng.random() < 0.7 else scp.merge(SERVER)) for _ in range(30)
+        ]
+        for call in calls:
+            if rng.random() < 0.3:
+                asyncio.get_running_loop().call_later(rng.random() * 0.1, call.cancel)
+        results = await asyncio.gather(*calls, return_exceptions=True)
+    for result in results:
+        assert result is None or isinstance(result, list | SfasyncError | asyncio.CancelledError)
 
 
 # --- TLS -------------------------------------------------------------------------------------------------------------

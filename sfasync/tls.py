@@ -7,8 +7,8 @@ import hashlib
 import ssl
 from typing import cast
 
-from ..errors import TlsError, printable
-from ..models import ExportAddress
+from .errors import TlsError, printable
+from .models import ExportAddress
 
 
 def server_name(address: ExportAddress) -> str:

@@ -9,10 +9,10 @@ import pytest
 
 from sfasync.errors import TlsError
 from sfasync.models import ExportAddress, TlsPolicy
-from sfasync.transport.tls import TlsLayer, server_name
+from sfasync.tls import TlsLayer, server_name
 from sfasync.trust import client_context
 
-from ..support.certificates import make_certificates
+from .support.certificates import make_certificates
 
 
 class Server:
