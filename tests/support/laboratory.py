@@ -150,6 +150,12 @@ class _Commands:
         await self._lab.site.hypervisor.remove_disk(machine, found)
         await self._lab.site.hypervisor.add_disk(machine, disk, found.size)
 
+    async def remove(self, vm: str, disk: str) -> None:
+        machine = self._lab.vm(vm).machine
+        found = machine.disk(disk)
+        assert found is not None
+        await self._lab.site.hypervisor.remove_disk(machine, found)
+
     async def facts(self, vm: str, facts: dict[str, Any]) -> None:
         self._lab.vm(vm).machine.facts.update(facts)
 
