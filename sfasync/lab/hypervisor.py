@@ -116,6 +116,11 @@ class Hypervisor:
         machine.files |= files
         self._save()
 
+    @property
+    def socket(self) -> Path:
+        """Where everything that is served can be reached within the lab."""
+        return self._storage.socket
+
     @asynccontextmanager
     async def guest(self, machine: Machine, disk_id: str) -> AsyncIterator[ExportAddress]:
         """A disk as the guest of a running machine has it, to be read and written for the time of the block.
