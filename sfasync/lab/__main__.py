@@ -31,7 +31,7 @@ async def serve(home: Home, machines: Sequence[str]) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         sockets = stack.enter_context(home.taken())
-        lab = await stack.enter_async_context(Lab(machines, directory=home.path, sockets=sockets))
+        lab = await stack.enter_async_context(Lab(machines, directory=home.machines, sockets=sockets))
         write_configuration(home.configuration, lab.settings, lab.accounts)
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(sockets / "control.new"))  # its directory is for the owner alone

@@ -16,6 +16,7 @@ from typing import IO
 from ..errors import SourceError, StateError, printable
 from ..files import storage_error
 from ..programs import last_line, require_tools
+from ..tasks import finish
 from .home import Home, Running
 from .lab import TOOLS
 from .machines import Inventory, MachineSpec
@@ -50,15 +51,14 @@ async def start(home: Home, machines: Sequence[str]) -> Running:
     if home.running() is not None:
         raise StateError(f"a lab runs in {printable(str(home.path))}; sfasync lab down ends it")
     home.make()
-    if not machines and not Inventory.load(home.path).machines:
+    if not machines and not Inventory.load(home.machines).machines:
         machines = (DEFAULT,)
     process = _spawn(home, machines)
     try:
         async with asyncio.timeout(_START_SECONDS):
             return await _ready(home, process)
     except BaseException as error:
-        process.terminate()
-        await asyncio.to_thread(_reap, process)
+        await finish(_end(process), 2 * _STOP_SECONDS)
         if isinstance(error, TimeoutError):
             raise SourceError(f"the lab did not start within {_START_SECONDS:g} s; see {home.log}") from error
         raise
@@ -119,9 +119,10 @@ async def _ready(home: Home, process: subprocess.Popen[bytes]) -> Running:
         await asyncio.sleep(_PAUSE)
 
 
-def _reap(process: subprocess.Popen[bytes]) -> None:
-    try:
-        process.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+async def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    deadline = time.monotonic() + _STOP_SECONDS
+    while process.poll() is None:
+        if time.monotonic() > deadline:
+            process.kill()
+        await asyncio.sleep(_PAUSE)

@@ -4,8 +4,8 @@
 
     lab.pid        locked by the process as long as it lives; says which process, and where its sockets are
     lab.log        what that process has to say
-    ca.pem, sfasync.toml, password, secret-key       for clients; written by each start
-    state.json, *.qcow2                              the machines
+    sfasync.toml, password, secret-key      for clients; written by each start
+    vms/           the machines, and the certificate of the authority
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..errors import StateError, printable
 from ..files import storage_error
 from ..state import private, state_directory
 
-_FILES = ("lab.pid", "lab.log", "ca.pem", "sfasync.toml", "password", "secret-key", "state.json", "state.new")
+_FILES = ("lab.pid", "lab.log", "sfasync.toml", "password", "secret-key")
 _LIMIT = 64 << 10  # bytes of the file that says which process
 _SOCKETS = "sfasync-lab-"
 
@@ -59,6 +59,11 @@ class Home:
         self.path = (state_directory("lab") if path is None else path).absolute()
 
     @property
+    def machines(self) -> Path:
+        """The directory of its machines."""
+        return self.path / "vms"
+
+    @property
     def log(self) -> Path:
         """What the lab's process says."""
         return self.path / "lab.log"
@@ -69,12 +74,13 @@ class Home:
         return self.path / "sfasync.toml"
 
     def make(self) -> None:
-        """Make the directory, for its owner alone.
+        """Make the directories, for their owner alone.
 
         Raises:
             StorageError: It cannot be made, or belongs to somebody else.
         """
         private(self.path)
+        private(self.machines)
 
     @contextmanager
     def taken(self) -> Iterator[Path]:
@@ -127,8 +133,7 @@ class Home:
             pass  # and its sockets are gone as well
         for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
-        for image in self.path.glob("*.qcow2"):
-            image.unlink(missing_ok=True)
+        shutil.rmtree(self.machines, ignore_errors=True)
         with suppress(OSError):  # it has something else in it, or was not there
             self.path.rmdir()
 

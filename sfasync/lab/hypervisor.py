@@ -41,6 +41,7 @@ class Hypervisor:
 
     async def open(self) -> None:
         """Open the disks of all machines; what of their tracked changes did not survive has expired."""
+        self._remove_strays()
         for machine in self.inventory.machines:
             for disk in machine.disks:
                 await self._storage.attach(disk.node, self._image(disk.node))
@@ -265,6 +266,16 @@ class Hypervisor:
 
     def _frozen(self, snapshot_id: str, disk_id: str) -> Path:
         return self._directory / f"{snapshot_id}-{disk_id}.qcow2"
+
+    def _remove_strays(self) -> None:
+        """Images that were being made when a lab was killed."""
+        known = {self._image(disk.node) for machine in self.inventory.machines for disk in machine.disks}
+        for machine in self.inventory.machines:
+            for each in machine.snapshots:
+                known.update(self._frozen(each.id, disk_id) for disk_id in each.disks)
+        for image in self._directory.glob("*.qcow2"):
+            if image not in known:
+                image.unlink()
 
     def _save(self) -> None:
         self.inventory.save(self._directory)

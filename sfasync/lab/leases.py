@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -160,7 +160,8 @@ class Leases:
         lease.status = status
         async with self._serving:
             while lease.exports:
-                await self._hypervisor.withdraw(lease.exports.pop())
+                with suppress(PlatformError):  # a storage daemon that has gone serves nothing any more
+                    await self._hypervisor.withdraw(lease.exports.pop())
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time() * self.speed

@@ -157,7 +157,9 @@ async def test_machines_outlive_the_lab(tmp_path: Path) -> None:
         await hypervisor.track(machine, ["ide0"], on=True)
         await frozen(lab, "first")
         await lab.vm("web-01").disk("ide0").write(MiB, b"x")
+    (tmp_path / "half-made.qcow2").touch()
     async with Lab(["web-01:1M", "web-02:1M"], directory=tmp_path) as lab:
+        assert not (tmp_path / "half-made.qcow2").exists()
         hypervisor, machine = lab.site.hypervisor, lab.vm("web-01").machine
         await lab.vm("web-01").disk("ide0").write(2 * MiB, b"x")
         second = await frozen(lab, "second")
@@ -173,6 +175,9 @@ async def test_changes_expire_with_the_storage_daemon(tmp_path: Path, sockets: P
         await hypervisor.track(machine, ["ide0"], on=True)
         first = await frozen(lab, "first")
         async with caller(lab) as platform:
+            resource = await platform.resource(machine.id)
+            address = ExportAddress(host="127.0.0.1", port=lab.port, export=f"{resource}/ide0")
+            await (await open_export(address)).aclose()
             os.kill(int((sockets / "storage.pid").read_text()), signal.SIGKILL)
             body = {"name": "n"}
             made = await platform.call("POST", f"/janus/20190725/servers/{machine.id}/snapshots", json=body)
