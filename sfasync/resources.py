@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 
 from .buffers import BufferPool
 from .endpoints import Endpoints
 from .interfaces import Source
 from .models import Limits, Retry, Timeouts, TlsPolicy
+from .shares import Shares
 from .throttle import Throttle, ThrottledSource
 from .workers import Workers
 
@@ -22,7 +25,7 @@ class Resources:
         pool: Memory for blocks: three quarters of the limit. The rest is for what sealing and unsealing hold.
         workers: Threads for files and digests.
         endpoints: Opens disks.
-        slots: Taken by each disk while it is moved.
+        slots: Taken by each disk while it is moved, after its shares.
         throttle: What every read passes; None without a limit.
     """
 
@@ -33,7 +36,12 @@ class Resources:
         self.workers = Workers(_FILE_THREADS, "sfasync-engine")
         self.endpoints = Endpoints(limits, timeouts, self.workers, retry, tls)
         self.slots = asyncio.Semaphore(limits.disks)
+        self._shares = Shares()
         self.throttle = Throttle(limits.rate) if limits.rate else None
+
+    def share(self, most: Mapping[str, int]) -> AbstractAsyncContextManager[None]:
+        """A share of each thing, by name, of which at most so many may be out at once, for the time of a block."""
+        return self._shares.taken(most)
 
     def throttled(self, source: Source) -> Source:
         """The source, read no faster than the limit allows to all jobs together."""
