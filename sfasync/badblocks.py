@@ -51,6 +51,10 @@ class SalvagedSource:
         if self.lost > MOST:  # several reads found some at the same time
             raise BadBlockError(f"more than {MOST} bytes cannot be read", offset=offset, length=len(buffer))
 
+    def restart(self) -> None:
+        """All is read once more: what is bad will be found again."""
+        self.bad.clear()
+
     def touches(self, offset: int, length: int) -> bool:
         """Whether part of a range read as zeros because it could not be read."""
         return any(bad < offset + length and offset < bad + lost for bad, lost in self.bad.items())

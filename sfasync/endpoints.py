@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from .errors import ExportError, NoSpaceError, SourceError, TargetError, TargetRefusedError, UsageError, printable
+from .errors import CbtError, NoSpaceError, SourceError, TargetError, TargetRefusedError, UsageError, printable
 from .files import create_file
 from .interfaces import Buffer, GrowingSink, Sink, Source
 from .models import ExportAddress, Extent, Limits, MetadataContext, Retry, Timeouts, TlsPolicy
@@ -124,7 +124,7 @@ class Endpoints:
         """What a platform says of changes; where an NBD server has it, read there, over a connection of its own.
 
         Raises:
-            ExportError: The server does not have the context.
+            CbtError: The server does not have the context.
             SourceError, TlsError: It cannot be read, then or later.
         """
         if not isinstance(ranges, MetadataContext):
@@ -134,7 +134,10 @@ class Endpoints:
         export = await open_export(address, contexts=(context,), timeouts=self._timeouts, retry=self._retry)
         async with export:
             if context not in export.contexts:
-                raise ExportError(f"{address.peer} has no metadata context {printable(context)!r} for this export")
+                raise CbtError(
+                    f"{address.peer} has no metadata context {printable(context)!r} for this export",
+                    reason="bitmap-missing",
+                )
             async with aclosing(_with_flags(export, context)) as told:
                 yield told
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from .audit import parse_sample
 from .backup import Backup, BackupRequest
 from .copying import SPARSE_BLOCK, CopyOptions, copy
 from .endpoints import STANDARD, Pipe, parse_disk, parse_endpoint
@@ -126,6 +127,7 @@ class Engine:
         bad_blocks: str = "fail",
         snapshot_id: str | None = None,
         resume: bool = True,
+        audit: int | str = 16,
         progress: ProgressCallback | None = None,
     ) -> Job[BackupResult]:
         """Begin a backup and return a handle on it.
@@ -142,6 +144,8 @@ class Engine:
             snapshot_id: Without a platform, the name of the frozen state that the disks are in. A backup of the same
                 VM and state goes on where one was interrupted; without a name, all is read again.
             resume: False to read all again, and to forget what an interrupted backup had finished.
+            audit: About how many chunks of each disk are read again although they are called unchanged, or what share
+                of them: ``16``, ``"5%"``, ``"off"``.
             progress: Called on the loop with a `Progress`, twice a second at most and at each change of state.
 
         Raises:
@@ -163,7 +167,14 @@ class Engine:
         for disk in ids or ():
             check_id("disk", disk)
         request = BackupRequest(
-            vm=vm, disks=ids, mode=mode, tags=tuple(tags), wait=wait, bad_blocks=bad_blocks, resume=resume
+            vm=vm,
+            disks=ids,
+            mode=mode,
+            tags=tuple(tags),
+            wait=wait,
+            bad_blocks=bad_blocks,
+            resume=resume,
+            audit=parse_sample(audit),
         )
         backup = Backup(self._store, self._resources)
 
@@ -184,6 +195,7 @@ class Engine:
         bad_blocks: str = "fail",
         snapshot_id: str | None = None,
         resume: bool = True,
+        audit: int | str = 16,
         progress: ProgressCallback | None = None,
     ) -> BackupResult:
         """Back up a VM; arguments as of `start_backup`.
@@ -209,6 +221,7 @@ class Engine:
             bad_blocks=bad_blocks,
             snapshot_id=snapshot_id,
             resume=resume,
+            audit=audit,
             progress=progress,
         ) as job:
             return await job.result()

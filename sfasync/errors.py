@@ -370,10 +370,29 @@ class ObjectMissingError(IntegrityError):
 
 
 class CbtError(SfasyncError):
-    """Changed-block information is unusable and a full backup was not allowed."""
+    """Changed-block information is unusable and a full backup was not allowed.
+
+    A platform may raise it while it tells what has changed; where a full backup is allowed, the disk is read in full
+    then.
+
+    Attributes:
+        reason: Why, as a short code (`cbt-expired`): the disk of the backup gets it.
+    """
 
     code = "cbt"
     exit_code = 23
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str = "cbt-invalid",
+        disk: str | None = None,
+        offset: int | None = None,
+        length: int | None = None,
+    ) -> None:
+        super().__init__(message, disk=disk, offset=offset, length=length)
+        self.reason = reason
 
 
 class LeaseLostError(SfasyncError):

@@ -25,6 +25,10 @@ class Action(Enum):
     """Make it zero, without reading."""
     KEEP = "keep"
     """Take it over from the parent, without reading."""
+    AUDIT = "audit"
+    """Read it, although it is said to be unchanged, and take it over from the parent if it is."""
+    AUDIT_ZERO = "audit-zero"
+    """Make it zero, without reading, if the parent has zeros, as it must: it is said to be unchanged."""
 
 
 class Step(NamedTuple):
@@ -104,12 +108,14 @@ async def chunks(
     gap: int = 1,
     changed: AsyncIterator[Extent] | None = None,
     parent_size: int | None = None,
+    audited: Callable[[int], int | None] | None = None,
 ) -> AsyncGenerator[Step, None]:
-    """The plan of a backup: every step but those of ZERO and KEEP is one chunk.
+    """The plan of a backup: every step of DATA and AUDIT is one chunk, every other one is whole chunks.
 
     A chunk is ZERO only if all of it reads as zero by this snapshot's own map. It is KEEP only if no changed byte
     touches it and it has the same length in the parent. Anything else is DATA and read whole; zeros inside it, rounded
-    inward to `alignment`, are filled and not read. ZERO wins over KEEP: the snapshot's map is the better witness.
+    inward to `alignment`, are filled and not read. ZERO wins over KEEP: the snapshot's map is the better witness. With
+    an audit, some chunks that would be KEEP are AUDIT, and what is ZERO although it would be KEEP is AUDIT_ZERO.
 
     ::
 
@@ -127,6 +133,8 @@ async def chunks(
             to read around.
         changed: Every range that may have changed since the parent, or None if that is not known: nothing is kept.
         parent_size: Bytes of the disk in the parent; needed with `changed`.
+        audited: Gives the first chunk to audit from a chunk on, by their numbers, or None if no more is to be audited;
+            None for no audit.
     """
     keep_end = 0
     if changed is not None and parent_size is not None:
@@ -144,16 +152,29 @@ async def chunks(
             while zeros.end <= keep_stop and _whole_chunks(zeros, position, chunk, size) is None:
                 await zeros.advance()  # inside chunks that are kept: nobody will ask for it
             whole = _whole_chunks(zeros, position, chunk, size)
-            if whole is not None and whole[0] == position:
+            if whole is not None and whole[0] == position and audited is None:
                 step = Step(Action.ZERO, position, whole[1] - position)
+            elif whole is not None and whole[0] == position:
+                action = Action.AUDIT_ZERO if position < keep_stop else Action.ZERO
+                same_until = keep_stop if position < keep_stop else touched.end if position < keep_end else size
+                step = Step(action, position, min(whole[1], same_until) - position)
             elif position < keep_stop:
                 stop = keep_stop if whole is None else min(keep_stop, whole[0])
-                step = Step(Action.KEEP, position, stop - position)
+                step = _unchanged(position, stop, chunk, audited)
             else:
                 end = min(position + chunk, size)
                 step = Step(Action.DATA, position, end - position, await _zeros_within(zeros, position, end, gap))
             yield step
             position += step.length
+
+
+def _unchanged(position: int, stop: int, chunk: int, audited: Callable[[int], int | None] | None) -> Step:
+    """The first step of a range that is not changed: a chunk to audit, or all before the first one."""
+    next_audited = None if audited is None else audited(position // chunk)
+    start = stop if next_audited is None else min(next_audited * chunk, stop)
+    if start > position:
+        return Step(Action.KEEP, position, start - position)
+    return Step(Action.AUDIT, position, min(chunk, stop - position))
 
 
 async def with_also(changed: AsyncIterator[Extent], also: Sequence[Extent]) -> AsyncGenerator[Extent, None]:

@@ -146,10 +146,29 @@ class Stream(Protocol):
 
 
 class ChunkSink(Sink, Protocol):
-    """A sink that can also take a range over, unread, from the backup that this one builds on."""
+    """A sink that can also take a range over, unread, from the backup that this one builds on.
+
+    Ranges are whole chunks: both ends are chunk boundaries or the end of the disk.
+    """
 
     async def keep(self, offset: int, length: int) -> None:
-        """Take over the range from the parent; both ends are chunk boundaries or the end of the disk."""
+        """Take over the range from the parent."""
+        ...
+
+    async def audit(self, offset: int, data: Buffer) -> None:
+        """Take over chunks that are said to be unchanged, and that were read to see whether they are.
+
+        Raises:
+            CbtError: They are not, by reason `audit-failed`.
+        """
+        ...
+
+    async def audit_zero(self, offset: int, length: int) -> None:
+        """Take over a range that is said to be unchanged and reads as zeros.
+
+        Raises:
+            CbtError: As of `audit`, from this call or a later one.
+        """
         ...
 
 
@@ -184,14 +203,15 @@ class SnapshotDisk(Protocol):
 
     @property
     def reason(self) -> str | None:
-        """Why `changed` is None, as a short code (`first-backup`, `cbt-expired`); None where changes are known."""
+        """Why `changed` is None, as a short code (`no-cbt`, `cbt-expired`); None where changes are known."""
         ...
 
     def changed(self) -> AsyncIterator[Extent] | MetadataContext | None:
-        """Every range that may have changed since the base, in order, or None if that is not known.
+        """Every range that may have changed since the base, or None if that is not known.
 
-        The answer is bound to the disk's identity, its size and its checkpoints, and covers the whole disk. Where an
-        NBD server has it, as a context whose flags are 0 for what has not changed, the engine reads it there.
+        In order, without overlap, within the disk; covers all of it. Where an NBD server has it, as a context whose
+        flags are 0 for what has not changed, the engine reads it there. What cannot be so is not believed, and the disk
+        is read in full. A platform that finds out on the way that it does not know raises `CbtError` with the reason.
         """
         ...
 
@@ -420,10 +440,7 @@ class DiskWriter(ChunkSink, Protocol):
         ...
 
     def restart(self) -> None:
-        """Begin the disk anew, without a parent, because what it should keep is lost. No call may be under way.
-
-        What is finished from now on is not noted for a later backup; what was noted before stays true.
-        """
+        """Begin the disk anew, without a parent, because nothing of it can be kept. No call may be under way."""
         ...
 
     @property
@@ -543,6 +560,20 @@ class BackupStore(Protocol):
 
     async def backups(self, vm: str | None = None) -> list[Manifest]:
         """The backups, of one VM (its id, or else its name) or of all, ordered by VM and seq."""
+        ...
+
+    async def distrust(self, last: Manifest, disk_id: str) -> list[Manifest]:
+        """Mark a disk as suspect in a backup and in those before it, back to the last in which it was read in full.
+
+        That one is not marked. The marks stay.
+
+        Args:
+            last: The backup.
+            disk_id: The disk.
+
+        Returns:
+            The backups of which the disk is suspect now, the last one first.
+        """
         ...
 
     async def find(self, reference: str) -> Manifest:

@@ -278,7 +278,7 @@ class Checkpoint:
 
     Attributes:
         id: The platform's name for it.
-        disk_identity: What tells this disk from another of the same name.
+        disk_identity: What tells this disk from every other one of the platform, and from a later one of its name.
         size: Size of the disk at that point, in bytes.
     """
 
@@ -358,6 +358,21 @@ class DiskStatistics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRecord:
+    """How far the audits of a disk have come since it was last read in full.
+
+    Attributes:
+        seed: Which walk over its chunks they take.
+        position: Where on it the next one begins: 0 to the number of chunks - 1.
+        chunks: How many chunks this backup read again although they were called unchanged, and found so.
+    """
+
+    seed: int
+    position: int
+    chunks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DiskRecord:
     """One disk of a backup, as its manifest records it.
 
@@ -367,10 +382,11 @@ class DiskRecord:
         root: Hex digest of the root of its content tree.
         tree: Hex tree digest: the proof of its content, independent of chunk size, key and repository.
         mode: `full` or `incremental`.
-        reasons: Why that mode, as short codes (`first-backup`, `no-changed-blocks`, `cbt-expired`, `disk-resized`); and
-            `resumed` where part of it was finished by a backup that was interrupted.
+        reasons: Why that mode, as short codes (`first-backup`, `no-cbt`, `cbt-expired`, `disk-resized`); and `resumed`
+            where part of it was finished by a backup that was interrupted.
         checkpoint: From where the next incremental may go on; None where the platform has none.
         statistics: What this backup took.
+        audit: Of an incremental disk; None if nothing was ever audited since the last full one.
     """
 
     id: str
@@ -381,6 +397,7 @@ class DiskRecord:
     reasons: tuple[str, ...] = ()
     checkpoint: Checkpoint | None = None
     statistics: DiskStatistics = DiskStatistics()
+    audit: AuditRecord | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -403,6 +420,7 @@ class Manifest:
         files: Its other files.
         seconds: Wall seconds the backup took.
         note: What the user has to say of it, as it is now.
+        suspect: Ids of disks that may lack changes: a later audit found that the platform had not told of some.
     """
 
     id: str
@@ -420,6 +438,7 @@ class Manifest:
     files: tuple[FileRecord, ...] = ()
     seconds: float = 0.0
     note: str = ""
+    suspect: tuple[str, ...] = ()
 
     def disk(self, disk_id: str) -> DiskRecord | None:
         """The record of a disk, or None."""
@@ -521,6 +540,8 @@ class BackupResult:
         resumed: By disk, the bytes that an interrupted backup of the same snapshot had finished and that were not read
             again.
         bad_blocks: By disk, the ranges that could not be read and are zeros in the backup, where that was allowed.
+        untold: By disk, a range that an audit found changed although the platform had called it unchanged. The disk was
+            read in full then, and the backups before are marked as suspect.
         warnings: What went wrong without harm to the backup, one line each.
     """
 
@@ -532,6 +553,7 @@ class BackupResult:
     seconds: float
     resumed: Mapping[str, int] = field(default_factory=dict)
     bad_blocks: Mapping[str, tuple[Extent, ...]] = field(default_factory=dict)
+    untold: Mapping[str, Extent] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import cast
 
 from .buffers import BufferPool, Filled, Slot, fill_with_zeros
@@ -32,11 +32,12 @@ async def transfer(
 ) -> None:
     """Carry out a plan.
 
-    Nothing is flushed: that is the caller's, who knows what belongs together. A plan with KEEP needs a `ChunkSink`.
+    Nothing is flushed: that is the caller's, who knows what belongs together. A plan with KEEP, AUDIT or AUDIT_ZERO
+    needs a `ChunkSink`.
 
     Args:
         plan: What to do, in order; closed by the caller.
-        source: Read for DATA.
+        source: Read for DATA and AUDIT.
         sink: Written.
         pool: Gives the memory; its budget is the only back-pressure.
         lanes: Steps under way at once, or who finds out how many.
@@ -104,15 +105,21 @@ class _Pipeline:
 
     async def _carry_out(self, step: Step) -> None:
         if step.action is Action.DATA:
-            await self._move(step)
+            await self._move(step, self._sink.write)
         elif step.action is Action.ZERO:
             await self._sink.zero(step.offset, step.length)
             self._meter.zero += step.length
-        else:
+        elif step.action is Action.KEEP:
             await cast(ChunkSink, self._sink).keep(step.offset, step.length)
             self._meter.skipped += step.length
+        elif step.action is Action.AUDIT:
+            await self._move(step, cast(ChunkSink, self._sink).audit)
+            self._meter.audited += 1
+        else:
+            await cast(ChunkSink, self._sink).audit_zero(step.offset, step.length)
+            self._meter.zero += step.length
 
-    async def _move(self, step: Step) -> None:
+    async def _move(self, step: Step, write: Callable[[int, memoryview], Awaitable[None]]) -> None:
         seconds = self._meter.seconds
         began = time.perf_counter()
         slot = await self._pool.acquire(step.length)
@@ -122,7 +129,7 @@ class _Pipeline:
         read = time.perf_counter()
         seconds["read"] += read - ready
         try:
-            await self._sink.write(step.offset, filled.view)
+            await write(step.offset, filled.view)
         finally:
             filled.release()
         written = time.perf_counter()

@@ -74,6 +74,7 @@ class Meter:
         size: Bytes of the disk.
         read, zero, skipped, resumed: As in `DiskProgress`.
         written: Data bytes handed to the sink.
+        audited: Chunks that were called unchanged, read again and found so.
         seconds: Where the lanes waited, added up over all lanes: `memory`, `read`, `write`.
         changed: Called after each count.
     """
@@ -85,12 +86,13 @@ class Meter:
     skipped: int = 0
     resumed: int = 0
     written: int = 0
+    audited: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"memory": 0.0, "read": 0.0, "write": 0.0})
     changed: Callable[[], None] = lambda: None
 
     def restart(self) -> None:
-        """Begin anew: what was read stays read, and nothing is done any more."""
-        self.zero = self.skipped = self.resumed = self.written = 0
+        """The disk is moved once more from its beginning. What was read, and the time, still count."""
+        self.zero = self.skipped = self.resumed = self.written = self.audited = 0
 
     def progress(self) -> DiskProgress:
         return DiskProgress(

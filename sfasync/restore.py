@@ -19,6 +19,8 @@ from .store.digest import DigestSink
 from .targets import OpenTarget
 from .tasks import run_all
 
+_SUSPECT = "disk {!r} is suspect in this backup: it may lack changes that the platform did not tell of"
+
 
 class Restore:
     """Carries out restores from one store.
@@ -71,12 +73,13 @@ class Restore:
         )
 
     async def _missing(self, manifest: Manifest, disks: Iterable[str]) -> list[str]:
-        """What the backup itself never had of these disks."""
+        """What the backup itself never had of these disks, or may not have."""
+        warnings = [_SUSPECT.format(disk) for disk in disks if disk in manifest.suspect]
         try:
             lists = await badblocks.of_backup(self._store, manifest)
         except IntegrityError as error:
-            return [f"the backup has bad blocks, and the list of them is damaged: {error}"]
-        return [badblocks.describe(disk, lists[disk]) for disk in disks if disk in lists]
+            return [*warnings, f"the backup has bad blocks, and the list of them is damaged: {error}"]
+        return warnings + [badblocks.describe(disk, lists[disk]) for disk in disks if disk in lists]
 
     async def _disk(
         self, manifest: Manifest, record: DiskRecord, target: OpenTarget, verify_after: bool, reporter: Reporter

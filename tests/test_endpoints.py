@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sfasync.endpoints import Endpoints, Pipe, parse_endpoint
-from sfasync.errors import ExportError, UriError, UsageError
+from sfasync.errors import CbtError, UriError, UsageError
 from sfasync.models import NO_RETRY, ExportAddress, Extent, Limits, MetadataContext, Timeouts
 from sfasync.nbd.uri import parse_uri
 from sfasync.units import KiB
@@ -139,7 +139,7 @@ async def test_changes_are_read_where_a_server_has_them(endpoints: Endpoints, tm
         async with endpoints.changes(MetadataContext(address, "qemu:dirty-bitmap:base")) as changed:
             assert changed is not None
             assert await anext(changed) == Extent(128 * KiB, 64 * KiB)
-        with pytest.raises(ExportError, match="no metadata context 'qemu:dirty-bitmap:other'"):
+        with pytest.raises(CbtError, match="no metadata context 'qemu:dirty-bitmap:other'"):
             async with endpoints.changes(MetadataContext(address, "qemu:dirty-bitmap:other")):
                 pytest.fail("there is none")
     assert found == [(128 * KiB, 64 * KiB), (512 * KiB, 128 * KiB)]

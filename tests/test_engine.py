@@ -66,7 +66,7 @@ async def test_three_disks_of_three_servers_there_and_back(
 
     assert [disk.size for disk in backup.disks] == [path.stat().st_size for path in (a, b, c)]
     assert all(disk.mode == "full" for disk in backup.disks)
-    assert backup.disks[0].reasons == ("first-backup", "no-changed-blocks")
+    assert backup.disks[0].reasons == ("first-backup", "no-cbt")
     assert again.parent == backup.id
     assert again.bytes_new == 0
     assert again.bytes_stored < MiB
@@ -267,10 +267,10 @@ async def test_errors_of_connecting(tmp_path: Path, certificates: Path, engine: 
 
 async def test_incremental_without_changed_blocks_is_an_error(engine: Engine) -> None:
     disk = MemoryDisk(b"x")
-    with pytest.raises(CbtError, match="first-backup, no-changed-blocks"):
+    with pytest.raises(CbtError, match="first-backup, no-cbt"):
         await engine.backup_vm("web-01", {"vda": disk}, mode="incremental")
     backup = await engine.backup_vm("web-01", {"vda": disk}, mode="full")
-    assert backup.disks[0].reasons == ("requested",)
+    assert backup.disks[0].reasons == ("forced",)
 
 
 async def test_a_job_can_be_watched_and_cancelled(engine: Engine, repository: Repository) -> None:

@@ -18,24 +18,15 @@ PACKAGE = Path(sfasync.__file__).parent
 # From the inside out; a part imports its own ring and those before it. A new module has to be placed here.
 RINGS = (
     {
-        *("_version", "buffers", "credentials", "errors", "extents", "files", "interfaces", "models", "nbd"),
-        *("progress", "resolvers", "retry", "state", "tasks", "throttle", "tls", "trust", "tuning", "units", "workers"),
+        *("_version", "audit", "buffers", "credentials", "errors", "extents", "files", "interfaces"),
+        *("leases", "models", "nbd", "progress", "resolvers", "retry", "shares", "state", "tasks"),
+        *("throttle", "tls", "tracking", "trust", "tuning", "units", "workers"),
     },
     {"pipeline", "platform", "store", "transport"},
     {
-        *(
-            "backup",
-            "badblocks",
-            "config",
-            "conversion",
-            "copying",
-            "drivers",
-            "endpoints",
-            "engine",
-            "jobs",
-            "programs",
-        ),
-        *("qcow2", "resources", "resuming", "restore", "rewriting", "secrets", "sparse", "streaming", "targets"),
+        *("backup", "badblocks", "basis", "config", "conversion", "copying", "diskbackup", "drivers"),
+        *("endpoints", "engine", "jobs", "programs", "qcow2", "resources", "resuming", "restore"),
+        *("rewriting", "secrets", "sparse", "streaming", "targets"),
     },
     {"lab"},
     {"__init__", "__main__", "cli", "vddk"},

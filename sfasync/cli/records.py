@@ -30,6 +30,7 @@ def disk_object(disk: DiskRecord) -> dict[str, object]:
         "seconds": dict(statistics.seconds),
         "retries": statistics.retries,
         "tree": disk.tree,
+        "audited": disk.audit.chunks if disk.audit is not None else 0,
     }
 
 
@@ -58,6 +59,7 @@ def backup_object(manifest: Manifest) -> dict[str, object]:
         "parent": manifest.parent,
         "tags": list(manifest.tags),
         "note": manifest.note,
+        "suspect": list(manifest.suspect),
         "disks": [disk_object(disk) for disk in manifest.disks],
     }
 

@@ -25,7 +25,7 @@ class PlainDisk:
     address: ExportAddress | Source
     size: int | None = None
     checkpoint: Checkpoint | None = None
-    reason: str | None = "no-changed-blocks"
+    reason: str | None = "no-cbt"
     shares: Mapping[str, int] = field(default_factory=dict)
 
     def changed(self) -> AsyncIterator[Extent] | None:
@@ -60,7 +60,7 @@ class PlainTargetDisk:
     """A disk to write, as the caller named it."""
 
     address: ExportAddress | Sink
-    reason: str | None = "no-changed-blocks"
+    reason: str | None = "no-cbt"
     shares: Mapping[str, int] = field(default_factory=dict)
 
     def changed(self) -> AsyncIterator[Extent] | None:

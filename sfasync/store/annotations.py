@@ -1,4 +1,4 @@
-"""What is said of a backup after it was made: tags, a note, and that it has been forgotten.
+"""What is said of a backup after it was made: tags, a note, that a disk is suspect, and that it has been forgotten.
 
 A manifest never changes, so each change is an object of its own. They are numbered from 1 for each backup and created
 exclusively: of two who change a backup at once one comes second, and every reader applies both in the same order.
@@ -24,15 +24,16 @@ log = logging.getLogger("sfasync")
 
 
 def current(manifest: Manifest, annotations: Iterable[AnnotationRecord]) -> Manifest:
-    """A backup with the tags and the note that its annotations leave it with, in the order of their numbers."""
-    tags, note = manifest.tags, manifest.note
+    """A backup with what its annotations, in the order of their numbers, leave it with."""
+    tags, note, suspect = manifest.tags, manifest.note, manifest.suspect
     for annotation in annotations:
         if annotation.backup != manifest.id:
             continue  # of one that had its place before; it can only have come here by hand
         kept = (tag for tag in tags if tag not in annotation.remove)
         tags = tuple(dict.fromkeys((*kept, *annotation.add)))
         note = note if annotation.note is None else annotation.note
-    return replace(manifest, tags=tags, note=note)
+        suspect = tuple(dict.fromkeys((*suspect, *annotation.suspect)))
+    return replace(manifest, tags=tags, note=note, suspect=suspect)
 
 
 def readable(records: Records, places: Iterable[Annotated]) -> Iterator[AnnotationRecord]:

@@ -141,6 +141,20 @@ class Catalog:
         self._say(manifest, remove=tuple(remove), add=tuple(add), note=note)
         return self._with_annotations(manifest)
 
+    def distrust(self, last: Manifest, disk_id: str) -> list[Manifest]:
+        """Mark a disk as suspect in backups; see `Repository.distrust`."""
+        found = []
+        for backup in reversed(self.backups(last.vm, since=None, tag=None)):
+            disk = backup.disk(disk_id) if backup.seq <= last.seq else None
+            if disk is None:
+                continue
+            if disk.mode == "full":
+                break
+            if disk_id not in backup.suspect:
+                self._say(backup, suspect=(disk_id,))
+            found.append(backup)
+        return found
+
     def forget(self, manifest: Manifest, reason: str) -> None:
         """Remove the manifest of a backup, once it is on record when and why."""
         self._say(manifest, forgotten=reason)
@@ -154,9 +168,16 @@ class Catalog:
         add: tuple[str, ...] = (),
         note: str | None = None,
         forgotten: str | None = None,
+        suspect: tuple[str, ...] = (),
     ) -> None:
         record = AnnotationRecord(
-            backup=manifest.id, created=time.time(), remove=remove, add=add, note=note, forgotten=forgotten
+            backup=manifest.id,
+            created=time.time(),
+            remove=remove,
+            add=add,
+            note=note,
+            forgotten=forgotten,
+            suspect=suspect,
         )
         annotate(self._records, self._place(manifest), record)
 

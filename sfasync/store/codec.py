@@ -3,7 +3,7 @@
 There is one way to write a record: keys sorted, no spaces, no field left out, seconds as whole milliseconds, so that
 no library's way of spelling fractions matters. What reads back to other bytes was not written by us and is refused:
 unknown and repeated fields, other spellings of numbers and everything else that a lenient parser would let pass never
-come in. A new field is a new feature bit in the frame.
+come in. A new field is a new feature bit in the frame: a record that does not need it is written as before.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ..interfaces import Buffer
 from ..models import Manifest
 from ..units import KiB
 from .names import LAST_SEQ
+from .objects import AUDITS
 from .seal import MAX_FILE
 from .tree import CHUNK_SIZES
 
@@ -97,6 +98,7 @@ class AnnotationRecord:
         remove, add: Tags, taken away before others are added.
         note: The new note, empty for none; None to leave it as it is.
         forgotten: Why the backup is to be no more; None if it stays.
+        suspect: Ids of disks that have become suspect.
     """
 
     backup: str
@@ -105,6 +107,16 @@ class AnnotationRecord:
     add: tuple[str, ...] = ()
     note: str | None = None
     forgotten: str | None = None
+    suspect: tuple[str, ...] = ()
+
+
+def features(record: object) -> int:
+    """What one must know to read a record: a bit set of the frame's features."""
+    if isinstance(record, Manifest):
+        audited = any(disk.audit is not None for disk in record.disks)
+    else:
+        audited = isinstance(record, AnnotationRecord) and bool(record.suspect)
+    return AUDITS if audited else 0
 
 
 def encode_record(record: object) -> bytes:
@@ -114,15 +126,25 @@ def encode_record(record: object) -> bytes:
         UsageError: It is larger than 64 KiB, or has something that cannot be written.
     """
     try:
-        values = msgspec.to_builtins(record)
-        if isinstance(record, Manifest):
-            del values["note"]  # annotations say it
+        values = _without_news(record, msgspec.to_builtins(record))
         payload = msgspec.json.encode(_whole(values), order="sorted")
     except (msgspec.MsgspecError, UnicodeError, TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"the {type(record).__name__} cannot be written: {printable(str(error))}") from error
     if len(payload) > MAX_RECORD:
         raise UsageError(_too_large(record, len(payload)))
     return payload
+
+
+def _without_news(record: object, values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a record that are written: not what annotations say, nor what a feature added that is not used."""
+    news = not features(record) & AUDITS
+    if isinstance(record, Manifest):
+        del values["note"], values["suspect"]
+        for disk in values["disks"] if news else ():
+            del disk["audit"]
+    elif isinstance(record, AnnotationRecord) and news:
+        del values["suspect"]
+    return values
 
 
 def _too_large(record: object, size: int) -> str:
@@ -243,6 +265,9 @@ def check_manifest(manifest: Manifest, key: str) -> None:
         _require(disk.mode in _MODES, key, f"the mode of {name} is {disk.mode!r}")
         if disk.checkpoint is not None:
             _require(0 <= disk.checkpoint.size <= MAX_DISK, key, f"the checkpoint of {name} has a wrong size")
+        if disk.audit is not None:
+            numbers = (disk.audit.seed, disk.audit.position, disk.audit.chunks)
+            _require(all(0 <= number <= MAX_DISK for number in numbers), key, f"the audit of {name} is out of range")
     for file in manifest.files:
         _require(0 <= file.size <= MAX_FILE, key, f"file {file.name!r} has {file.size} bytes")
         _require(_DIGEST.fullmatch(file.digest) is not None, key, f"the digest of file {file.name!r} is none")

@@ -216,10 +216,14 @@ def runs_of(finished: Iterable[tuple[int, bytes]]) -> list[Run]:
 
 
 def joined(runs: Iterable[Run]) -> list[Run]:
-    """Runs that do not overlap, in order; neighbours of one kind are one."""
+    """Runs in order, without what is said twice; neighbours of one kind are one."""
     groups: list[list[Run]] = []
     for run in sorted(runs):
         last = groups[-1][-1] if groups else None
+        if last is not None and run.first < last.end:  # of a disk that was begun once more
+            if run.end <= last.end:
+                continue
+            run = Run(last.end, run.end - last.end, run.digests[(last.end - run.first) * DIGEST :])
         if last is not None and last.end == run.first and bool(last.digests) == bool(run.digests):
             groups[-1].append(run)
         else:

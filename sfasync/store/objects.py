@@ -23,8 +23,11 @@ from ..interfaces import Buffer
 
 MAGIC = b"\x89SFA\r\n\x1a\n"  # as PNG's: a transfer that changes line ends or strips the eighth bit shows
 VERSION = 1
-FEATURES = 0
-"""The features this version knows, for reading and for writing: none yet."""
+AUDITS = 1
+"""The feature of records that tell of audits: `audit` in the disks of a manifest, `suspect` in an annotation."""
+
+FEATURES = AUDITS
+"""The features this version knows, for reading and for writing."""
 
 DIGEST_SIZE = 32
 _FRAME_CONTEXT = "sfasync 1 frame"
@@ -84,14 +87,14 @@ def frame_digest() -> blake3:
     return blake3(derive_key_context=_FRAME_CONTEXT)
 
 
-def encode_head(kind: ObjectKind, key: str, repository: bytes) -> bytes:
+def encode_head(kind: ObjectKind, key: str, repository: bytes, read: int = 0) -> bytes:
     name = key.encode("ascii")
-    return _HEAD.pack(MAGIC, VERSION, kind, 0, 0, repository, len(name)) + name
+    return _HEAD.pack(MAGIC, VERSION, kind, read, 0, repository, len(name)) + name
 
 
-def encode(kind: ObjectKind, key: str, repository: bytes, payload: Buffer) -> bytes:
-    """A whole object, to be stored under `key`."""
-    framed = b"".join((encode_head(kind, key, repository), _LENGTH.pack(len(payload)), payload))
+def encode(kind: ObjectKind, key: str, repository: bytes, payload: Buffer, read: int = 0) -> bytes:
+    """A whole object, to be stored under `key`; `read` are the features that one must know to read it."""
+    framed = b"".join((encode_head(kind, key, repository, read), _LENGTH.pack(len(payload)), payload))
     return framed + frame_digest().update(framed).digest()
 
 

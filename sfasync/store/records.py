@@ -25,6 +25,7 @@ from .codec import (
     decode_again,
     decode_record,
     encode_record,
+    features,
 )
 from .damage import DAMAGE, Damage, is_confined
 from .gaps import Gap, find_gaps
@@ -249,4 +250,4 @@ class Records:
         return decode(self.get(key), key, self.repository, *kinds)
 
     def _put(self, kind: ObjectKind, key: str, record: object) -> None:
-        self.store.put(key, encode(kind, key, self.repository, encode_record(record)))
+        self.store.put(key, encode(kind, key, self.repository, encode_record(record), features(record)))

@@ -287,6 +287,20 @@ class Repository:
             await self._workers.run_to_end(self._forget, manifest, reason)
         return list(found.values())
 
+    async def distrust(self, last: Manifest, disk_id: str) -> list[Manifest]:
+        """Mark a disk as suspect in a backup and in those before it, back to the last in which it was read in full.
+
+        Cancelling waits until it is decided.
+
+        Returns:
+            The backups of which the disk is suspect now, the last one first.
+
+        Raises:
+            StorageError: One could not be marked; those after it are.
+            RepositoryError: As of `begin`.
+        """
+        return await self._workers.run_to_end(self._distrust, last, disk_id)
+
     def open_disk(self, manifest: Manifest, disk_id: str) -> StoredDisk:
         """A disk of a backup as a source.
 
@@ -445,6 +459,10 @@ class Repository:
     def _annotate(self, reference: str, add: Sequence[str], remove: Sequence[str], note: str | None) -> Manifest:
         self._check_writable()
         return self._catalog.annotate(reference, add=add, remove=remove, note=note)
+
+    def _distrust(self, last: Manifest, disk_id: str) -> list[Manifest]:
+        self._check_writable()
+        return self._catalog.distrust(last, disk_id)
 
     def _forget(self, manifest: Manifest, reason: str) -> None:
         self._check_writable()

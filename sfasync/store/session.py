@@ -35,6 +35,7 @@ from ..errors import (
 from ..interfaces import Hold
 from ..models import DiskRecord, Extent, FileRecord, Frozen, Interruption, Manifest
 from ..workers import Workers
+from .annotations import current, of_backup, readable
 from .blobs import BlobReader
 from .cache import Location
 from .codec import as_stored, encode_record
@@ -169,7 +170,9 @@ def _still_there(records: Records, parent: tuple[Numbered, Manifest] | None) -> 
     """The parent, unless it was forgotten before this session protected it."""
     if parent is None:
         return None
-    return next(iter(records.manifests([parent[0]])), None)
+    place = parent[0]
+    annotations = readable(records, of_backup(records, place))
+    return next((current(manifest, annotations) for manifest in records.manifests([place])), None)
 
 
 def _remove(records: Records, place: Numbered, hold: Hold | None) -> None:

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from ..errors import StateError, UsageError
+from ..errors import CbtError, StateError, UsageError
 from ..interfaces import Buffer
 from ..models import DiskStatistics, Extent
 from ..workers import Workers
@@ -22,7 +22,8 @@ _ZEROS_NOTED = 256
 
 
 class ChunkWriter:
-    """A `DiskWriter` of a session. Any number of writes may be under way, each range written, zeroed or kept once.
+    """A `DiskWriter` of a session. Any number of writes may be under way, each range written, zeroed, kept or
+    audited once.
 
     Args:
         disk_id: The disk's id, for messages.
@@ -56,7 +57,7 @@ class ChunkWriter:
         self._remains = remains
         self._doubtful = doubtful
         self._lock = threading.Lock()  # of the builder and of what is counted
-        self._zeros: deque[tuple[int, int]] = deque()  # ranges that the builder has not been told of
+        self._zeros: deque[tuple[int, int, bool]] = deque()  # not told to the builder: ranges, and whether audited
         self._bytes_stored = 0
         self._seal_seconds = 0.0
         self._store_seconds = 0.0
@@ -116,9 +117,23 @@ class ChunkWriter:
         Raises:
             UsageError: As of `write`; what else may fail there fails here or in a later call.
         """
+        await self._note_zeros(offset, length, audited=False)
+
+    async def audit_zero(self, offset: int, length: int) -> None:
+        """As of `ChunkSink`; otherwise as `zero`.
+
+        Raises:
+            CbtError: The parent has data there; from here or a later call.
+            StateError: There is no parent.
+            IntegrityError: A page of the parent is lost.
+        """
+        self._require_parent()
+        await self._note_zeros(offset, length, audited=True)
+
+    async def _note_zeros(self, offset: int, length: int, *, audited: bool) -> None:
         self._check_range(offset, length)
         if length:
-            self._zeros.append((offset, length))
+            self._zeros.append((offset, length, audited))
         if len(self._zeros) >= _ZEROS_NOTED:
             await self._workers.run_to_end(self._put_zeros)
 
@@ -131,10 +146,25 @@ class ChunkWriter:
             IntegrityError: A page of the parent is lost.
         """
         self._check_range(offset, length)
-        if self._parent is None:
-            raise StateError(f"disk {self._id!r} has no parent to keep anything from")
+        parent = self._require_parent()
         if length:
-            await self._workers.run_to_end(self._keep, offset, length, self._parent)
+            await self._workers.run_to_end(self._keep, offset, length, parent)
+
+    async def audit(self, offset: int, data: Buffer) -> None:
+        """As of `ChunkSink`. What could not be read tells nothing, and is written.
+
+        Raises:
+            CbtError: The parent has other chunks there.
+            StateError: There is no parent.
+            UsageError, IntegrityError: As of `keep`.
+        """
+        parent = self._require_parent()
+        with memoryview(data) as view:
+            self._check_range(offset, view.nbytes)
+            if self._doubtful is not None and self._doubtful(offset, view.nbytes):
+                await self.write(offset, view)
+            else:
+                await self._workers.run_to_end(self._audit, offset, view, parent)
 
     async def adopt(self, offset: int, length: int) -> list[Extent]:
         """As of `DiskWriter`; errors as of `write`."""
@@ -145,7 +175,7 @@ class ChunkWriter:
 
     def restart(self) -> None:
         """As of `DiskWriter`. What was stored is stored, and found again."""
-        self._parent = self._notes = None
+        self._parent = None
         self._zeros.clear()
         self._begin()
 
@@ -188,9 +218,43 @@ class ChunkWriter:
     def _put_zeros(self) -> None:
         with self._lock:
             while self._zeros:
-                offset, length = self._zeros.popleft()
-                self._builder.put_zeros(offset // self.chunk_size, -(-length // self.chunk_size))
+                offset, length, audited = self._zeros.popleft()
+                first, count = offset // self.chunk_size, -(-length // self.chunk_size)
+                if audited:
+                    self._audit_zeros(first, count, self._require_parent())
+                self._builder.put_zeros(first, count)
                 self._bytes_zero += length
+
+    def _audit_zeros(self, first: int, count: int, parent: TreeReader) -> None:
+        index = first
+        for zero, run in parent.runs(first, first + count):
+            if not zero:
+                raise self._untold(index, "reads as zeros now")
+            index += run
+
+    def _audit(self, offset: int, view: memoryview, parent: TreeReader) -> None:
+        """Digest what was read, and compare; nothing is stored."""
+        step = self._geometry.chunk_size
+        for start in range(0, view.nbytes, step):
+            index = (offset + start) // step
+            with view[start : start + step] as chunk:
+                digest = ZERO if is_zero(chunk) else content_digest(chunk)
+                if digest != parent.digest(0, index):
+                    raise self._untold(index, "has other bytes now")
+                with self._lock:
+                    self._builder.put(index, digest)
+                    self._count_chunk(chunk.nbytes, digest, Stored(False))
+
+    def _untold(self, index: int, what: str) -> CbtError:
+        offset, length = index * self.chunk_size, self._geometry.length(0, index)
+        return CbtError(
+            f"disk {self._id!r}: the platform called {length} bytes from {offset} unchanged, and an audit found that "
+            f"this {what}; use mode auto or full",
+            reason="audit-failed",
+            disk=self._id,
+            offset=offset,
+            length=length,
+        )
 
     def _keep(self, offset: int, length: int, parent: TreeReader) -> None:
         with self._lock:
@@ -227,6 +291,11 @@ class ChunkWriter:
             self._bytes_new += length
         else:
             self._bytes_duplicate += length
+
+    def _require_parent(self) -> TreeReader:
+        if self._parent is None:
+            raise StateError(f"disk {self._id!r} has no parent to keep anything from")
+        return self._parent
 
     def _check_range(self, offset: int, length: int) -> None:
         end = offset + length

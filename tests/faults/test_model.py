@@ -176,7 +176,8 @@ class History:
 
     async def _back_up(self, mode: str = "auto") -> str:
         async with Engine(self.repository) as engine:
-            result = await engine.backup_vm(VM, platform=self.platform, mode=mode)
+            audit = self.choice.choice(("off", 1, 16))
+            result = await engine.backup_vm(VM, platform=self.platform, mode=mode, audit=audit)
         self.counts["went on"] += bool(result.bytes_resumed)
         return result.id
 

@@ -30,7 +30,7 @@ async def test_addresses_are_handed_on_as_they_are() -> None:
     platform = PlainPlatform({"vda": address}, {"vda": address})
     async with platform.snapshot("web-01") as view:
         assert view.disks[0].address is address
-        assert view.disks[0].reason == "no-changed-blocks"
+        assert view.disks[0].reason == "no-cbt"
     async with platform.restore("web-01", config=None, files={}, disks={"vda": 1}) as target:
         assert target.disks["vda"].address is address
     with pytest.raises(UsageError, match="no address given for disk 'vdb'"):

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sfasync.errors import IntegrityError, UsageError
-from sfasync.models import Checkpoint, DiskRecord, DiskStatistics, FileRecord, Manifest
+from sfasync.models import AuditRecord, Checkpoint, DiskRecord, DiskStatistics, FileRecord, Manifest
 from sfasync.store.codec import (
     MAX_RECORD,
+    AnnotationRecord,
     Configuration,
     SessionRecord,
     VoidRecord,
@@ -21,7 +22,9 @@ from sfasync.store.codec import (
     decode_configuration,
     decode_record,
     encode_record,
+    features,
 )
+from sfasync.store.objects import AUDITS
 
 KEY = "domains/default/backups/00/01"
 
@@ -51,6 +54,23 @@ MANIFEST = Manifest(
     files=(FileRecord(name="config.json", size=3, digest="b" * 64),),
     seconds=2.0,
 )
+AUDITED = replace(MANIFEST, disks=(replace(DISK, audit=AuditRecord(seed=1, position=2, chunks=3)), MANIFEST.disks[1]))
+
+
+def test_only_what_tells_of_audits_needs_the_feature() -> None:
+    """So that others read the rest."""
+    suspect = AnnotationRecord(backup="00" * 16, created=1.0, suspect=("vda",))
+    for record, tells in (
+        (MANIFEST, False),
+        (AUDITED, True),
+        (replace(suspect, suspect=()), False),
+        (suspect, True),
+        (VoidRecord(reason="fenced", created=1.0), False),
+    ):
+        payload = encode_record(record)
+        assert features(record) == (AUDITS if tells else 0)
+        assert (b'"audit":' in payload or b'"suspect":' in payload) == tells
+    assert encode_record(AUDITED).count(b'"audit":') == 2
 
 
 def test_what_is_encoded_is_decoded() -> None:
@@ -59,6 +79,9 @@ def test_what_is_encoded_is_decoded() -> None:
         Configuration(format=1, id="00" * 16, chunk_size=2**20, created=1.0),
         SessionRecord(host="h", pid=1, created=1.0, parent=None, roots=("0" * 64,), resumes=(7,)),
         VoidRecord(reason="fenced", created=1.0),
+        AUDITED,
+        AnnotationRecord(backup="00" * 16, created=1.0, add=("a",)),
+        AnnotationRecord(backup="00" * 16, created=1.0, suspect=("vda",)),
     ):
         payload = encode_record(record)
         assert decode_record(payload, type(record), KEY) == decode_again(payload, type(record), KEY) == record
@@ -85,6 +108,8 @@ def test_times_are_whole_milliseconds() -> None:
         (b'"seq":7', b'"seq":"7"'),
         (b'"seq":7', b'"seq":7,"seq":7'),
         (b'"seq":7', b'"seq":7,"unknown":1'),
+        (b'"seq":7', b'"seq":7,"suspect":[]'),
+        (b'{"checkpoint"', b'{"audit":null,"checkpoint"'),
         (b'"time":1500', b'"time":1500.0'),
         (b'"time":1500', b'"time":1.5e3'),
         (b'"time":1500', b'"time":1e999'),
@@ -149,6 +174,7 @@ def test_text_that_cannot_be_written_is_refused() -> None:
         replace(MANIFEST, disks=(replace(DISK, root="0" * 63),)),
         replace(MANIFEST, disks=(replace(DISK, tree="g" * 64),)),
         replace(MANIFEST, disks=(replace(DISK, mode="other"),)),
+        replace(MANIFEST, disks=(replace(DISK, audit=AuditRecord(seed=0, position=-1, chunks=0)),)),
         replace(MANIFEST, disks=(replace(DISK, checkpoint=Checkpoint("c", "d", -1)),)),
         replace(MANIFEST, files=(FileRecord(name="f", size=2**30, digest="b" * 64),)),
         replace(MANIFEST, files=(FileRecord(name="f", size=1, digest=""),)),

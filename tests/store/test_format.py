@@ -12,11 +12,13 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from sfasync import Engine
 from sfasync.store.names import end_key, vm_name
 from sfasync.store.objects import ObjectKind, encode
 from sfasync.store.repository import Repository
 
-from .support import back_up, noise, text
+from ..support.tracking import TrackingPlatform
+from .support import CHUNK, back_up, noise, text
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -65,11 +67,13 @@ class Reader:
         data = (self.root / name).read_bytes()
         assert digest("sfasync 1 frame", data[:-32]) == data[-32:]
         assert data[:8] == bytes.fromhex("895346410d0a1a0a")
-        assert struct.unpack_from("<HHII", data, 8) == (1, kind, 0, 0)
+        *fixed, read, write = struct.unpack_from("<HHII", data, 8)
+        assert (fixed, read & ~1, write) == ([1, kind], 0, 0)
         assert data[20:36] == self.repository
         length = int.from_bytes(data[36:38], "little")
         assert data[38 : 38 + length].decode() == name
         payload = data[46 + length : -32]
+        assert (b'"audit":' in payload or b'"suspect":' in payload) == bool(read)
         assert int.from_bytes(data[38 + length : 46 + length], "little") == len(payload)
         return payload
 
@@ -106,17 +110,18 @@ class Reader:
         assert (manifest["vm"], manifest["seq"]) == (vm, seq)
         return dict(manifest)
 
-    def said_of(self, manifest: dict) -> tuple[list[str], str]:  # type: ignore[type-arg]  # JSON
+    def said_of(self, manifest: dict) -> tuple[list[str], str, set[str]]:  # type: ignore[type-arg]  # JSON
         key = digest("sfasync 1 vm name", self.repository)
         name = "domains/default/annotations/" + blake3(manifest["vm"].encode(), key=key).digest()[:16].hex()
-        tags, note = manifest["tags"], ""
+        tags, note, suspect = manifest["tags"], "", set()
         for path in sorted((self.root / name).glob(f"{manifest['seq']:016x}.*")):
             said = json.loads(self.frame(f"{name}/{path.name}", 8))
             assert said["backup"] == manifest["id"]
             tags = [tag for tag in tags if tag not in said["remove"]]
             tags += [tag for tag in said["add"] if tag not in tags]
             note = note if said["note"] is None else said["note"]
-        return tags, note
+            suspect |= set(said.get("suspect", []))
+        return tags, note, suspect
 
     def disk(self, record: dict) -> Iterator[bytes]:  # type: ignore[type-arg]  # JSON
         size, root = record["size"], bytes.fromhex(record["root"])
@@ -186,7 +191,24 @@ async def test_a_second_reader_reads_what_was_said_later(repository: Repository,
     await repository.annotate(backup.id, add=["é", "b"], note="☃")
     await repository.annotate(backup.id, remove=["é"], add=["c"])
     reader = Reader(place)
-    assert reader.said_of(reader.manifest("dévice", 1)) == (["b", "c"], "☃")
+    assert reader.said_of(reader.manifest("dévice", 1)) == (["b", "c"], "☃", set())
+
+
+async def test_a_second_reader_reads_what_audits_left(repository: Repository, place: Path) -> None:
+    platform = TrackingPlatform({"vda": noise(30 * CHUNK, 3), "vdb": b""})
+    async with Engine(repository) as engine:
+        await engine.backup_vm("web-01", platform=platform)
+        for _ in range(2):
+            last = await engine.backup_vm("web-01", platform=platform, audit=7)
+    await repository.distrust(await repository.find(last.id), "vda")
+    reader = Reader(place)
+    full, *audited = (reader.manifest("web-01", seq) for seq in (1, 2, 3))
+    assert [reader.said_of(backup)[2] for backup in (full, *audited)] == [set(), {"vda"}, {"vda"}]
+    assert "audit" not in full["disks"][0]
+    for times, backup in enumerate(audited, 1):
+        vda, vdb = (disk["audit"] for disk in backup["disks"])
+        assert (vda["chunks"], vda["position"], vdb) == (7, 7 * times, None)
+        assert b"".join(reader.disk(backup["disks"][0])) == noise(30 * CHUNK, 3)
 
 
 def test_the_examples_are_right() -> None:

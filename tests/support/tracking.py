@@ -49,10 +49,13 @@ class TrackedSnapshotDisk:
     def changed(self) -> AsyncIterator[Extent] | None:
         return None if self.ranges is None else self._extents(self.ranges)
 
-    @staticmethod
-    async def _extents(ranges: list[tuple[int, int]]) -> AsyncIterator[Extent]:
+    async def _extents(self, ranges: list[tuple[int, int]]) -> AsyncIterator[Extent]:
+        end = 0
         for offset, length in sorted(ranges):
-            yield Extent(offset, length)
+            start, stop = max(offset, end), min(offset + length, self.size)
+            if start < stop:
+                yield Extent(start, stop - start)
+                end = stop
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
+from ...audit import parse_sample
 from ...models import BackupResult, ExportAddress, TransportMode, VirtualMachine, check_id
 from ...units import format_seconds, format_size
 from .. import options
@@ -48,6 +49,7 @@ class _Wish:
     bad_blocks: str
     snapshot_id: str | None
     resume: bool
+    audit: str
     engine: options.EngineOptions
 
 
@@ -107,6 +109,13 @@ class _Wish:
     default=True,
     help="Read everything again, and forget what a backup of VM that was stopped had finished.",
 )
+@click.option(
+    "--audit",
+    metavar="N|P%|off",
+    default="16",
+    show_default=True,
+    help="How many chunks of a disk to read again although they are called unchanged, or what share of them.",
+)
 @options.repository
 @options.transport
 @options.common
@@ -124,6 +133,7 @@ def command(
     bad_blocks: str,
     snapshot_id: str | None,
     resume: bool,
+    audit: str,
     repository: str,
     engine_options: options.EngineOptions,
 ) -> int:
@@ -158,12 +168,14 @@ def command(
         bad_blocks=bad_blocks,
         snapshot_id=snapshot_id,
         resume=resume,
+        audit=audit,
         engine=engine_options,
     )
     for what, texts in (("VM", [vm]), ("tag", tags), ("disk", wish.disks or ()), ("snapshot", [snapshot_id])):
         for text in texts:
             if text is not None:
                 check_id(what, text)
+    parse_sample(audit)
     return perform(output, lambda: _backup(output, wish))
 
 
@@ -225,6 +237,7 @@ async def _back_up(
         bad_blocks=wish.bad_blocks,
         snapshot_id=wish.snapshot_id,
         resume=wish.resume,
+        audit=wish.audit,
         progress=progress,
     )
 
@@ -286,6 +299,7 @@ def _object(result: BackupResult) -> dict[str, object]:
         "disks": [disk_object(disk) | {"bytes_resumed": result.resumed.get(disk.id, 0)} for disk in result.disks],
         "limited_by": result.limited_by,
         "bad_blocks": as_lists(result.bad_blocks),
+        "untold": as_lists({disk: (extent,) for disk, extent in result.untold.items()}),
         "seconds": round(result.seconds, 3),
         "warnings": list(result.warnings),
     }

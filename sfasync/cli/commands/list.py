@@ -85,7 +85,7 @@ def _row(manifest: Manifest) -> tuple[str, ...]:
         local_time(manifest.time),
         str(len(manifest.disks)),
         size_of(manifest.disks),
-        mode_of(manifest.disks),
+        mode_of(manifest.disks) + (" (suspect)" if manifest.suspect else ""),
         format_size(sum(disk.statistics.bytes_stored for disk in manifest.disks)),
         ",".join(manifest.tags),
     )

@@ -82,6 +82,9 @@ def _lines(manifest: Manifest) -> Iterator[str]:
         "platform": manifest.platform,
         "made by": f"sfasync {manifest.version}",
     }
+    if manifest.suspect:
+        disks = ", ".join(manifest.suspect)
+        facts["suspect"] = f"{disks}: may lack changes that the platform did not tell of, as a later audit found"
     for name, value in facts.items():
         yield f"{name + ':':<10}{printable(value)}"
     yield ""

@@ -320,3 +320,11 @@ def test_progress_on_a_terminal(repository: Path, slow_server: Server) -> None:
     assert shown.rstrip().endswith(b"sfasync: interrupted by SIGINT")
     assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l"), "the cursor is back"
     assert b"\x1b[3" not in shown, "no colour"
+
+
+@pytest.mark.parametrize("audit", ["-1", "101%", "some"])
+def test_an_audit_that_is_none_is_refused_before_anything_happens(audit: str, tmp_path: Path) -> None:
+    place = ("--repo", str(tmp_path / "none"), "--disk", "vda=nbd://nowhere.invalid")
+    ended = sfasync("backup", "vm", f"--audit={audit}", *place, "--json")
+    failed(ended, 2, "usage")
+    assert "a number of chunks, a percentage such as 5%, off" in ended.err

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sfasync import Manifest, Repository
+from sfasync import Engine, Manifest, Repository
 
 from ...support.command import sfasync
+from ...support.tracking import TrackingPlatform
 
 
 def test_everything_for_people(backup: str) -> None:
@@ -58,3 +59,23 @@ def test_no_such_backup(repository: Path) -> None:
     ended = sfasync("show", "vm@latest", "--json")
     assert (ended.status, ended.last["code"]) == (2, "no-such-backup")
     assert len(ended.err.splitlines()) == 1
+
+
+def test_a_suspect_backup_is_told_by_show_and_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = tmp_path / "repository"
+
+    async def make() -> list[str]:
+        async with await Repository.init(where) as repository, Engine(repository) as engine:
+            platform = TrackingPlatform({"vda": b"first"})
+            backups = [(await engine.backup_vm("vm", platform=platform)).id for _ in range(2)]
+            await repository.distrust(await repository.find(backups[-1]), "vda")
+            return backups
+
+    full, incremental = asyncio.run(make())
+    monkeypatch.setenv("SFASYNC_REPOSITORY", str(where))
+    rows = sfasync("list").out.splitlines()
+    assert ["(suspect)" in row for row in rows] == [False, False, True]
+    assert [event.get("suspect") for event in sfasync("list", "--json").events] == [[], ["vda"], None]
+    assert "suspect:  vda: may lack changes" in sfasync("show", incremental).out
+    assert "suspect" not in sfasync("show", full).out
+    assert sfasync("show", incremental, "--json").last["suspect"] == ["vda"]
