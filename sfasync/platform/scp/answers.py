@@ -176,7 +176,7 @@ class Server:
     application: str | None = None
     revert_mode: int | None = None
     encrypted: bool | None = None
-    cipher: Mapping[str, Any] | None = None
+    cipher: Any = None
     advance_param: Advanced | None = None
     disks: tuple[ServerDisk, ...] | None = None
     storage_id: str | None = None

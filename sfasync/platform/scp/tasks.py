@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from ...errors import PlatformError
 from .client import ScpClient
@@ -28,9 +30,8 @@ class SubTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entities:
-    """What a task is about."""
+    """What a task is made of."""
 
-    object_id: str | None = None
     sub_tasks: tuple[SubTask, ...] | None = None
 
 
@@ -41,8 +42,10 @@ class Task:
     Attributes:
         status: ``waiting``, ``doing``, ``finish``, ``failure``, ``canceling``, ``canceled``.
         progress: Per cent; -2 while it waits, -1 when it has failed.
+        action: What is done.
         description: What it is, or why it failed.
         object_id: What it is about.
+        entities: More about that, and the tasks that it is made of, as far as the platform tells.
     """
 
     status: str
@@ -50,7 +53,7 @@ class Task:
     action: str | None = None
     description: str | None = None
     object_id: str | None = None
-    entities: Entities | None = None
+    entities: Any = None
 
     @property
     def failed(self) -> bool:
@@ -65,9 +68,15 @@ class Task:
     @property
     def reasons(self) -> str:
         """What the platform says about it and about those of its parts that failed."""
-        parts = (self.entities.sub_tasks if self.entities else None) or ()
-        failed = [part.description for part in parts if part.status in _FAILED][:_SUBTASKS]
+        failed = [part.description for part in self._parts() if part.status in _FAILED][:_SUBTASKS]
         return "; ".join(text for text in (self.description, *failed) if text)
+
+    def _parts(self) -> tuple[SubTask, ...]:
+        """The tasks that it is made of. Nothing but words hangs on them: of another shape, they are passed over."""
+        try:
+            return msgspec.convert(self.entities, Entities, strict=False).sub_tasks or ()
+        except msgspec.ValidationError:
+            return ()
 
 
 async def wait(client: ScpClient, task_id: str, *, timeout: float, poll: float, failed: bool = False) -> Task:
