@@ -47,6 +47,8 @@ class QemuNbd:
             raise UsageError(f"an NBD server at host '{printable(self.host)}' needs 'tls': over TCP disks go encrypted")
         if self.credentials is not None and self.host is None:
             raise UsageError("'credentials' are those of an NBD server at a 'host'")
+        if self.credentials is not None and (self.tls is None or self.tls.cert_file is None):
+            raise UsageError("'tls' needs our certificate ('cert_file'): the server lets nobody in without one")
         if not 0 < self.port < 65536:
             raise UsageError(f"port of the NBD server must be 1 to 65535, not {self.port}")
 
