@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -303,6 +303,48 @@ async def test_a_server_of_our_own(kind: str, certificates: Path, repository: Re
             with pytest.raises(PlatformError, match="NBD server not running"):
                 await monitor.run("nbd-server-stop")
         assert await made_by_us(machine) == []
+
+
+@asynccontextmanager
+async def tunnel(socket: Path) -> AsyncIterator[int]:
+    """A TCP port that leads to a Unix socket."""
+    pumps: set[asyncio.Task[None]] = set()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                writer.write(data)
+        writer.transport.abort()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_unix_connection(socket)
+        for pair in ((reader, far_writer), (far_reader, writer)):
+            pumps.add(asyncio.create_task(pump(*pair)))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        if pumps:
+            await asyncio.wait(pumps)
+
+
+async def test_a_qemu_on_another_host(certificates: Path, repository: Repository) -> None:
+    """Its files cannot be removed from here: they are left empty."""
+    with system({"vda": MiB}, exported=False) as machine:
+        assert machine.server.qmp is not None
+        tls = parse_uri(f"nbds://localhost/?tls-certificates={certificates}").tls
+        nbd = QemuNbd(host="localhost", port=free_port(), credentials=certificates, tls=tls)
+        async with tunnel(machine.server.qmp) as port:
+            far = machine.platform_settings(socket=None, address=f"127.0.0.1:{port}", nbd=nbd)
+            async with Engine(repository) as engine, QemuPlatform(far) as platform:
+                for mode in ("full", "incremental"):
+                    result = await engine.backup_vm("web-01", platform=platform)
+                    assert [disk.mode for disk in result.disks] == [mode]
+                assert await platform.cleanup() == []
+        left = {path.name: path.stat().st_size for path in machine.server.qmp.parent.glob("sfasync-*")}
+        assert list(left.values()) == [0, 0]
 
 
 async def test_a_guest_that_is_lost_during_a_backup(repository: Repository) -> None:
