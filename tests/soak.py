@@ -1,5 +1,7 @@
 """Random cycles of change, backup, kill, verify and restore: ``python -m tests.soak --seconds 600``.
 
+Before that, a hundred incremental backups of a disk of QEMU that a guest writes to all the time.
+
 The command itself runs, against servers of all kinds. After each cycle every acknowledged backup must be listed, the
 repository must verify, and one backup must restore to the bytes it was made from. The same seed gives the same cycles
 again, but for the instants at which processes are killed.
@@ -8,6 +10,7 @@ again, but for the instants at which processes are killed.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import filecmp
 import json
 import os
@@ -25,10 +28,12 @@ from pathlib import Path
 
 from .support.certificates import make_certificates
 from .support.servers import Server, nbd_server, nbdkit, qemu_nbd
+from .support.witness import incrementals
 
 MIB = 1 << 20
 VM = "soak"
 
+INCREMENTALS = 100
 CYCLES_OF_A_REPOSITORY = 40
 BACKUPS_COMPARED = 6  # of older ones the expected bytes are not kept
 
@@ -202,6 +207,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="sfasync-soak-") as place:
+        asyncio.run(incrementals(Path(place), INCREMENTALS, seed=arguments.seed))
+    print(f"{INCREMENTALS} incrementals", flush=True)
     soak(arguments.seconds, arguments.seed)
 
 

@@ -120,6 +120,36 @@ class PlatformContract:
         async with platform_case.platform.snapshot(platform_case.vm) as view:
             assert len(view.disks) == len(platform_case.sizes)
 
+    async def test_a_vm_that_is_listed_is_the_one_that_is_backed_up(self, platform_case: PlatformCase) -> None:
+        for vm in await platform_case.platform.vms():
+            if vm.id == platform_case.vm:
+                assert vm.refusal is None
+                assert vm.state
+                assert [disk.id for disk in vm.disks] == list(platform_case.sizes)
+                for disk in vm.disks:
+                    assert disk.size in (None, platform_case.sizes[disk.id])
+
+    async def test_nothing_is_left_behind(self, platform_case: PlatformCase) -> None:
+        base = await self.base(platform_case)
+        with pytest.raises(ZeroDivisionError):
+            async with platform_case.platform.snapshot(platform_case.vm, base=base, chain="chain"):
+                raise ZeroDivisionError
+        assert list(await platform_case.platform.cleanup(dry_run=True)) == []
+        assert list(await platform_case.platform.cleanup()) == []
+
+    async def test_a_base_that_nobody_knows_is_no_base(self, platform_case: PlatformCase) -> None:
+        disk, size = next(iter(platform_case.sizes.items()))
+        unknown = {disk: Checkpoint(id="no-such-checkpoint", disk_identity="no-such-disk", size=size)}
+        async with platform_case.platform.snapshot(platform_case.vm, base=unknown, chain="chain") as view:
+            assert view.disks[0].changed() is None
+            assert view.disks[0].reason
+
+    async def test_a_base_that_was_not_committed_stays_good(self, platform_case: PlatformCase) -> None:
+        base = await self.base(platform_case)
+        for _ in range(2):
+            async with platform_case.platform.snapshot(platform_case.vm, base=base, chain="chain") as view:
+                assert all((disk.reason is None) == platform_case.tracks for disk in view.disks)
+
     async def test_targets_are_at_least_as_large_as_asked(self, platform_case: PlatformCase) -> None:
         async with platform_case.platform.restore(
             platform_case.vm, config=None, files={}, disks=platform_case.sizes

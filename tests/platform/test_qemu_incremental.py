@@ -3,102 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
-import pytest
 import uvloop
 
-from sfasync import Engine, Repository
-from sfasync.nbd.uri import format_uri
-from sfasync.platform.qemu.platform import QemuPlatform
-from sfasync.platform.qemu.snapshot import QemuSnapshot
-from sfasync.units import MiB
-from tests.support.guest import Guest, guest_at_work
-from tests.support.memory import MemoryDisk
-from tests.support.qemu import Machine, daemon
-
-SIZE = 12 * MiB + 512
+from tests.support.servers import require
+from tests.support.witness import incrementals
 
 
-@pytest.fixture
-def served() -> Iterator[Machine]:
-    with daemon({"vda": SIZE}) as machine:
-        yield machine
-
-
-class Witness(QemuPlatform):
-    """A platform that takes down what each snapshot should have.
-
-    Attributes:
-        truth: What the disk had at the last snapshot.
-    """
-
-    truth: bytes
-
-    def observe(self, guest: Guest, place: Path) -> None:
-        self._guest = guest
-        self._place = place
-        self._turn = 0
-
-    @asynccontextmanager
-    async def snapshot(self, vm: str, **arguments: Any) -> AsyncIterator[QemuSnapshot]:
-        """In turn: the guest stops for the moment and knows what it wrote; or goes on, and another client reads."""
-        self._turn += 1
-        if self._turn % 2:
-            pause = self._guest.paused()
-            await pause.__aenter__()
-            try:
-                opening = super().snapshot(vm, **arguments)
-                view = await opening.__aenter__()
-                self.truth = bytes(self._guest.content)
-            finally:
-                await pause.__aexit__(None, None, None)
-            try:
-                yield view
-            finally:
-                await opening.__aexit__(None, None, None)
-        else:
-            async with super().snapshot(vm, **arguments) as view:
-                address = view.disks[0].address
-                assert (
-                    await (await asyncio.create_subprocess_exec("nbdcopy", format_uri(address), self._place)).wait()
-                    == 0
-                )
-                self.truth = self._place.read_bytes()
-                yield view
-
-
-def test_twenty_incrementals(served: Machine, tmp_path: Path) -> None:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # not in debug mode, which takes seconds more
-        runner.run(incrementals(served, tmp_path, 20))
-
-
-@pytest.mark.faults
-@pytest.mark.timeout(0)
-def test_a_hundred_incrementals(served: Machine, tmp_path: Path) -> None:
-    with asyncio.Runner() as runner:
-        runner.run(incrementals(served, tmp_path, 100))
-
-
-async def incrementals(machine: Machine, place: Path, count: int) -> None:
-    """A full backup and as many incremental ones, each compared with what the disk had."""
-    platform = Witness(machine.platform_settings())
-    async with (
-        await Repository.open(place / "repository", create=True) as repository,
-        Engine(repository) as engine,
-        platform,
-        guest_at_work(machine.address("vda"), 1) as guest,
-    ):
-        platform.observe(guest, place / "truth")
-        for number in range(count + 1):
-            await guest.work(20)
-            result = await engine.backup_vm("web-01", platform=platform)
-            assert [disk.mode for disk in result.disks] == ["incremental" if number else "full"], result
-            assert result.warnings == ()
-            target = MemoryDisk(b"\xff" * SIZE)
-            await engine.restore_vm(result.id, to_disks={"vda": target})
-            assert target.content == platform.truth, f"backup {number}"
-    assert guest.operations > 20 * count
+def test_twenty_incrementals(tmp_path: Path) -> None:
+    """More of them in ``make soak``."""
+    require("nbdcopy")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # in debug mode it takes seconds more
+        runner.run(incrementals(tmp_path, 20))

@@ -49,6 +49,8 @@ async def back_up_twice(machine: Machine, place: Path, number: int, *, clean: bo
     ):
         if clean:
             left = await made_by_us(machine)
+            (vm,) = await platform.vms()
+            assert bool(left) == any("a killed run left something" in warning for warning in vm.warnings)
             found = {leftover.id for leftover in await platform.cleanup(dry_run=True)}
             assert found == set(left) == {leftover.id for leftover in await platform.cleanup() if leftover.removed}
             assert await made_by_us(machine) == []
