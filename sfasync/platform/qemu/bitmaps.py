@@ -18,7 +18,7 @@ from ...models import Checkpoint
 from .inventory import Bitmap, Disk
 from .names import BitmapName
 
-_MOST: Final = 16
+_MOST: Final = 8
 """Bitmaps of one chain on one disk. There are more than two only where backups failed one after another."""
 
 
