@@ -42,6 +42,8 @@ async def _list(output: Output, platforms: PlatformChoice) -> int:
         await platforms.each(output, collect)
     finally:  # what could be had, whatever else failed
         _report(output, found, several=len(platforms.names) > 1)
+    if not found:
+        output.remark("no VMs")
     output.result("vms", {"count": len(found)})
     return 0
 
@@ -57,8 +59,6 @@ def _report(output: Output, found: list[tuple[str, VirtualMachine]], *, several:
     if found:
         for line in table(rows):
             output.line(line)
-    else:
-        output.remark("no VMs")
 
 
 def _object(vm: VirtualMachine) -> dict[str, object]:
