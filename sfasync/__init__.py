@@ -77,10 +77,12 @@ if TYPE_CHECKING:
     )
     from .jobs import Job
     from .models import (
+        BackupEstimate,
         BackupResult,
         Checkpoint,
         CopyResult,
         Difference,
+        DiskEstimate,
         DiskRecord,
         DiskStatistics,
         EndpointRequest,
@@ -119,6 +121,7 @@ __version__ = _version.VERSION
 __all__ = [
     "ArgumentError",
     "AuthenticationError",
+    "BackupEstimate",
     "BackupNotFoundError",
     "BackupResult",
     "BackupSession",
@@ -137,6 +140,7 @@ __all__ = [
     "CopyResult",
     "DeadlineError",
     "Difference",
+    "DiskEstimate",
     "DiskProgress",
     "DiskRecord",
     "DiskStatistics",
@@ -230,10 +234,12 @@ _MODULES = {
     "resolvers": ("EndpointTemplate", "TableResolver"),
     # records
     "models": (
+        "BackupEstimate",
         "BackupResult",
         "Checkpoint",
         "CopyResult",
         "Difference",
+        "DiskEstimate",
         "DiskRecord",
         "DiskStatistics",
         "EndpointRequest",

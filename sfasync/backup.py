@@ -77,6 +77,11 @@ class BackupRequest:
             check_id("tag", tag)
 
 
+def chain_of(store: BackupStore, vm: str) -> str:
+    """What the line of backups of a VM in a store is called at its platform."""
+    return f"{store.id}/{vm}"
+
+
 class Backup:
     """Carries out backups into one store.
 
@@ -111,7 +116,7 @@ class Backup:
         self, session: BackupSession, request: BackupRequest, platform: Platform, reporter: Reporter, began: float
     ) -> BackupResult:
         parent = await Parent.of(session.parent, platform.name, self._store, forced=request.mode == "full")
-        chain = f"{self._store.id}/{request.vm}"
+        chain = chain_of(self._store, request.vm)
         result: BackupResult | None = None
         try:
             before = session.interrupted

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from . import badblocks
 from .errors import IntegrityError, printable
-from .interfaces import BackupSession, BackupStore, SnapshotDisk
+from .interfaces import BackupStore, SnapshotDisk
 from .models import Checkpoint, DiskRecord, Extent, Manifest
 from .tracking import refusal
 
 log = logging.getLogger("sfasync")
+
+Lost: TypeAlias = Callable[[DiskRecord], Awaitable[tuple[Extent, ...]]]
+"""As `BackupSession.lost`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +70,8 @@ class Parent:
         disks = self._manifest.disks if self._manifest is not None else ()
         return {disk.id: disk.checkpoint for disk in disks if disk.checkpoint and not self._useless(disk)}
 
-    async def basis(self, disk: SnapshotDisk, size: int, session: BackupSession) -> Basis:
-        """What a frozen disk of so many bytes can build on."""
+    async def basis(self, disk: SnapshotDisk, size: int, lost: Lost) -> Basis:
+        """What a frozen disk of so many bytes can build on; `lost` tells what the repository has not any more."""
         record = self._manifest.disk(disk.id) if self._manifest is not None else None
         if self._forced:
             return Basis(None, ("forced",))
@@ -77,18 +82,18 @@ class Parent:
         if reason is not None:
             return Basis(None, (reason,))
         try:
-            lost = await session.lost(record)
+            gone = await lost(record)
         except IntegrityError as error:
             log.warning("disk %r is read as a whole, nothing is kept of the last backup: %s", disk.id, error)
             return Basis(None, ("parent-damaged",))
-        if lost:
+        if gone:
             log.warning(
                 "disk %r: %d bytes of the last backup are lost in the repository and read again",
                 disk.id,
-                sum(extent.length for extent in lost),
+                sum(extent.length for extent in gone),
             )
         bad = (self._bad or {}).get(disk.id, ())
-        missing = sorted((*bad, *lost), key=lambda extent: extent.offset)
+        missing = sorted((*bad, *gone), key=lambda extent: extent.offset)
         return Basis(record, ("disk-resized",) if size != record.size else (), tuple(missing))
 
     def _useless(self, disk: DiskRecord) -> str | None:

@@ -28,7 +28,7 @@ from .units import KiB
 
 log = logging.getLogger("sfasync")
 
-_GAP = 64 * KiB
+GAP = 64 * KiB
 """A round trip for the data behind a shorter run of zeros costs more than the zeros (docs/performance.md)."""
 
 
@@ -108,10 +108,10 @@ class DiskBackup:
             SfasyncError: The first other failure.
         """
         disk, view = self._disk, self._view
-        async with self._opened() as opened:
-            basis = await self._parent.basis(disk, opened.size, self._session)
+        async with opened_disk(disk, self._resources) as opened:
+            basis = await self._parent.basis(disk, opened.size, self._session.lost)
             if basis.record is None and not self._full_allowed:
-                raise self._refused(basis.reasons)
+                raise no_changes(disk, basis.reasons)
             began = time.monotonic()
             salvaged = None
             if self._zero_bad_blocks and isinstance(opened, SurveyedSource):
@@ -166,26 +166,6 @@ class DiskBackup:
             warnings=tuple(self._warnings),
         )
 
-    @asynccontextmanager
-    async def _opened(self) -> AsyncIterator[Source]:
-        """Open the disk for the time of the block; what fails over it, then or later, names it.
-
-        Raises:
-            SourceError: It has another size than the snapshot says: it was resized since.
-        """
-        disk = self._disk
-        try:
-            async with (
-                self._resources.share(disk.shares),
-                self._resources.slots,
-                self._resources.endpoints.source(disk.address) as opened,
-            ):
-                _check_size(disk, opened.size)
-                yield opened
-        except (SourceError, TlsError) as error:
-            error.disk = error.disk or disk.id
-            raise
-
     async def _transfer(
         self, source: Source, writer: DiskWriter, basis: Basis, meter: Meter
     ) -> tuple[AuditRecord | None, tuple[str, str]]:
@@ -193,7 +173,7 @@ class DiskBackup:
         limits = self._resources.limits
         audited = audit = None
         async with AsyncExitStack() as stack:
-            changed = await stack.enter_async_context(self._changed(basis, source.size))
+            changed = await stack.enter_async_context(changes(self._disk, basis, source.size, self._resources))
             if basis.record is not None:
                 audited, audit = self._audit(basis.record, source.size, writer.chunk_size)
             plan = chunks(
@@ -201,7 +181,7 @@ class DiskBackup:
                 size=source.size,
                 chunk=writer.chunk_size,
                 alignment=source.block_size,
-                gap=_GAP,
+                gap=GAP,
                 changed=changed,
                 parent_size=basis.record.size if basis.record is not None else None,
                 audited=audited,
@@ -211,18 +191,6 @@ class DiskBackup:
             await transfer(steps, source, writer, pool=self._resources.pool, lanes=lanes, meter=meter)
         result = await writer.finish()
         return replace(audit, chunks=meter.audited) if audit is not None else None, result
-
-    @asynccontextmanager
-    async def _changed(self, basis: Basis, size: int) -> AsyncIterator[AsyncIterator[Extent] | None]:
-        """What has to be read because it may have changed, or is missing; None for everything."""
-        if basis.record is None:
-            yield None
-            return
-        async with self._resources.endpoints.changes(self._disk.changed()) as told:
-            if told is None:
-                raise self._refused(("no-cbt",))
-            async with aclosing(proven(told, size=size, disk=self._disk.id)) as known:
-                yield with_also(known, basis.missing) if basis.missing else known
 
     def _audit(
         self, record: DiskRecord, size: int, chunk: int
@@ -250,7 +218,7 @@ class DiskBackup:
         if reason == "audit-failed":
             await self._distrust(Extent(error.offset or 0, error.length or 0))
         if not self._full_allowed:
-            raise error if isinstance(error, CbtError) else self._refused((reason,)) from error
+            raise error if isinstance(error, CbtError) else no_changes(self._disk, (reason,)) from error
         return Basis(None, (reason,))
 
     async def _distrust(self, untold: Extent) -> None:
@@ -264,13 +232,54 @@ class DiskBackup:
             f"they are not; it was read in full, and {len(suspects)} earlier backups are suspect"
         )
 
-    def _refused(self, reasons: Sequence[str]) -> CbtError:
-        return CbtError(
-            f"disk {self._disk.id!r} has no usable changed blocks ({', '.join(reasons)}) and a full backup was not "
-            "allowed; use mode auto or full",
-            reason=reasons[0],
-            disk=self._disk.id,
-        )
+
+@asynccontextmanager
+async def opened_disk(disk: SnapshotDisk, resources: Resources) -> AsyncIterator[Source]:
+    """Open a frozen disk for the time of the block, in its turn; what fails over it, then or later, names it.
+
+    Raises:
+        SourceError: It has another size than the snapshot says: it was resized since.
+    """
+    try:
+        async with (
+            resources.share(disk.shares),
+            resources.slots,
+            resources.endpoints.source(disk.address) as opened,
+        ):
+            _check_size(disk, opened.size)
+            yield opened
+    except (SourceError, TlsError) as error:
+        error.disk = error.disk or disk.id
+        raise
+
+
+@asynccontextmanager
+async def changes(
+    disk: SnapshotDisk, basis: Basis, size: int, resources: Resources
+) -> AsyncIterator[AsyncIterator[Extent] | None]:
+    """What has to be read because it may have changed, or is missing; None for everything.
+
+    Raises:
+        CbtError: The platform says nothing, or then or later what cannot be right.
+    """
+    if basis.record is None:
+        yield None
+        return
+    async with resources.endpoints.changes(disk.changed()) as told:
+        if told is None:
+            raise no_changes(disk, ("no-cbt",))
+        async with aclosing(proven(told, size=size, disk=disk.id)) as known:
+            yield with_also(known, basis.missing) if basis.missing else known
+
+
+def no_changes(disk: SnapshotDisk, reasons: Sequence[str]) -> CbtError:
+    """The error for a disk that would have to be read in full, and may not."""
+    return CbtError(
+        f"disk {disk.id!r} has no usable changed blocks ({', '.join(reasons)}) and a full backup was not allowed; use "
+        "mode auto or full",
+        reason=reasons[0],
+        disk=disk.id,
+    )
 
 
 def _check_size(disk: SnapshotDisk, size: int) -> None:

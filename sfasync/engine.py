@@ -15,10 +15,12 @@ from .backup import Backup, BackupRequest
 from .copying import SPARSE_BLOCK, CopyOptions, copy
 from .endpoints import STANDARD, Pipe, parse_disk, parse_endpoint
 from .errors import StateError, TargetRefusedError, UsageError, printable
+from .estimate import Estimator
 from .files import make_directory, storage_error
 from .interfaces import BackupStore, Platform, Sink, Source
 from .jobs import Job
 from .models import (
+    BackupEstimate,
     BackupResult,
     CopyResult,
     ExportAddress,
@@ -151,21 +153,7 @@ class Engine:
         Raises:
             UsageError: At once, for arguments that cannot be used. Everything else comes from the job.
         """
-        if platform is None:
-            if not isinstance(disks, Mapping) or not disks:
-                raise UsageError("a backup without a platform needs the address of at least one disk")
-            if snapshot_id is not None:
-                check_id("snapshot", snapshot_id)
-            platform = PlainPlatform(
-                {disk: parse_disk(address) for disk, address in disks.items()}, snapshot_id=snapshot_id
-            )
-        elif isinstance(disks, Mapping):
-            raise UsageError("with a platform, disks are named by their ids; the platform knows their addresses")
-        elif snapshot_id is not None:
-            raise UsageError("with a platform, the snapshot is named by the platform")
-        ids = None if disks is None else list(disks)
-        for disk in ids or ():
-            check_id("disk", disk)
+        platform, ids = _places(disks, platform, snapshot_id)
         request = BackupRequest(
             vm=vm,
             disks=ids,
@@ -224,6 +212,33 @@ class Engine:
             audit=audit,
             progress=progress,
         ) as job:
+            return await job.result()
+
+    async def estimate_backup(
+        self,
+        vm: str,
+        disks: Mapping[str, Disk] | Sequence[str] | None = None,
+        *,
+        platform: Platform | None = None,
+        mode: str = "auto",
+    ) -> BackupEstimate:
+        """What a backup would read; arguments as of `start_backup`.
+
+        The disks are frozen, their maps and changes read, and let go. The repository is only read.
+
+        Raises:
+            UsageError: Arguments, before anything is touched.
+            TlsError, SourceError: A disk could not be looked at.
+            CbtError: `mode` is ``incremental`` and changed blocks are not usable.
+        """
+        place, ids = _places(disks, platform, None)
+        request = BackupRequest(vm=vm, disks=ids, mode=mode)
+        estimator = Estimator(self._store, self._resources)
+
+        async def work(reporter: Reporter) -> BackupEstimate:
+            return await estimator.run(replace(request, vm=await place.identify(request.vm)), place)
+
+        async with self._start(work, None) as job:
             return await job.result()
 
     # --- restore ------------------------------------------------------------------------------------------------------
@@ -570,6 +585,31 @@ class Engine:
         self._jobs.add(job)
         job.when_ended(self._jobs.discard)
         return job
+
+
+def _places(
+    disks: Mapping[str, Disk] | Sequence[str] | None, platform: Platform | None, snapshot_id: str | None
+) -> tuple[Platform, list[str] | None]:
+    """The platform that has the disks, and the ids of those that are wanted.
+
+    Raises:
+        UsageError: Names or addresses that cannot be used, or lack.
+    """
+    if platform is None:
+        if not isinstance(disks, Mapping) or not disks:
+            raise UsageError("a backup without a platform needs the address of at least one disk")
+        if snapshot_id is not None:
+            check_id("snapshot", snapshot_id)
+        addresses = {disk: parse_disk(address) for disk, address in disks.items()}
+        platform = PlainPlatform(addresses, snapshot_id=snapshot_id)
+    elif isinstance(disks, Mapping):
+        raise UsageError("with a platform, disks are named by their ids; the platform knows their addresses")
+    elif snapshot_id is not None:
+        raise UsageError("with a platform, the snapshot is named by the platform")
+    ids = None if disks is None else list(disks)
+    for disk in ids or ():
+        check_id("disk", disk)
+    return platform, ids
 
 
 def _make_directory(directory: Path) -> None:

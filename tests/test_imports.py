@@ -25,7 +25,7 @@ RINGS = (
     {"pipeline", "platform", "store", "transport"},
     {
         *("backup", "badblocks", "basis", "config", "conversion", "copying", "diskbackup", "drivers"),
-        *("endpoints", "engine", "jobs", "programs", "qcow2", "resources", "resuming", "restore"),
+        *("endpoints", "engine", "estimate", "jobs", "programs", "qcow2", "resources", "resuming", "restore"),
         *("rewriting", "secrets", "sparse", "streaming", "targets"),
     },
     {"lab"},

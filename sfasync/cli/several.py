@@ -9,15 +9,17 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..progress import DiskProgress, Progress
 from .failures import SomeFailed
 from .output import Output
 
 if TYPE_CHECKING:
-    from ..models import BackupResult, VirtualMachine
+    from ..models import VirtualMachine
     from ..progress import ProgressCallback
+
+_T = TypeVar("_T")
 
 _FINISHED = "(finished)"
 
@@ -30,23 +32,23 @@ def matching(vms: Sequence[VirtualMachine], patterns: Sequence[str]) -> list[Vir
 async def each_vm(
     output: Output,
     vms: Sequence[VirtualMachine],
-    back_up: Callable[[VirtualMachine, ProgressCallback | None], Coroutine[Any, Any, BackupResult]],
+    work: Callable[[VirtualMachine, ProgressCallback | None], Coroutine[Any, Any, _T]],
     *,
-    done: Callable[[VirtualMachine, BackupResult], None],
+    done: Callable[[VirtualMachine, _T], None],
     failed: Callable[[VirtualMachine, Exception], None],
     disks: int,
 ) -> None:
-    """Back up each VM. It begins when its disks can be moved at once, so that no snapshot waits.
+    """Do something with each VM. It begins when its disks can be moved at once, so that no snapshot waits.
 
     Args:
         output: Shows how far they all are.
         vms: In the order in which they begin.
-        back_up: Backs up one.
+        work: Called for each, with what to tell its progress to.
         done, failed: Told of each, when it has ended.
         disks: How many may be moved at the same time.
 
     Raises:
-        SomeFailed: When all have ended, if one was not backed up.
+        SomeFailed: When all have ended, if something failed.
     """
     turns = _Turns(disks)
     together = _Together(output.job_progress())
@@ -55,7 +57,7 @@ async def each_vm(
     async def one(vm: VirtualMachine) -> None:
         async with turns.take(len(vm.disks)):
             try:
-                result = await back_up(vm, together.callback(vm))
+                result = await work(vm, together.callback(vm))
             except Exception as error:  # noqa: BLE001 - nothing that befalls one VM may keep the others from theirs
                 failures.append((vm, error))
                 failed(vm, error)
@@ -68,7 +70,7 @@ async def each_vm(
             group.create_task(one(vm))
     if failures:
         vm, first = failures[0]
-        raise SomeFailed(f"{len(failures)} of {len(vms)} VMs were not backed up, first {vm.name}", first)
+        raise SomeFailed(f"{len(failures)} of {len(vms)} VMs failed, first {vm.name}", first)
 
 
 class _Turns:

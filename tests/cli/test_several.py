@@ -105,7 +105,7 @@ async def test_failures_keep_nobody_from_the_others() -> None:
     assert jobs.told == ["b gone", "a busy", "c done"]
     failure = describe(caught.value)
     assert (failure.exit, failure.code) == (20, "source")
-    assert failure.message == "2 of 3 VMs were not backed up, first b: gone"
+    assert failure.message == "2 of 3 VMs failed, first b: gone"
 
 
 async def test_cancelling_ends_them_all() -> None:

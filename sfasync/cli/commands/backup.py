@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, get_args
 
 import click
 
 from ...audit import parse_sample
-from ...models import BackupResult, ExportAddress, TransportMode, VirtualMachine, check_id
+from ...models import BackupEstimate, BackupResult, ExportAddress, TransportMode, VirtualMachine, check_id
 from ...units import format_seconds, format_size
 from .. import options
 from ..failures import EXIT_LOSS, describe
@@ -50,6 +51,7 @@ class _Wish:
     snapshot_id: str | None
     resume: bool
     audit: str
+    dry_run: bool
     engine: options.EngineOptions
 
 
@@ -116,6 +118,11 @@ class _Wish:
     show_default=True,
     help="How many chunks of a disk to read again although they are called unchanged, or what share of them.",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Only tell how much would be read; a platform makes its snapshots for that, and removes them.",
+)
 @options.repository
 @options.transport
 @options.common
@@ -134,6 +141,7 @@ def command(
     snapshot_id: str | None,
     resume: bool,
     audit: str,
+    dry_run: bool,
     repository: str,
     engine_options: options.EngineOptions,
 ) -> int:
@@ -169,6 +177,7 @@ def command(
         snapshot_id=snapshot_id,
         resume=resume,
         audit=audit,
+        dry_run=dry_run,
         engine=engine_options,
     )
     for what, texts in (("VM", [vm]), ("tag", tags), ("disk", wish.disks or ()), ("snapshot", [snapshot_id])):
@@ -216,7 +225,16 @@ async def _backup(output: Output, wish: _Wish) -> int:
         engine = await stack.enter_async_context(wish.engine.engine(repository))
         if wish.vm is None:
             assert platform is not None, "VMs are chosen from those of a platform"
-            return await _back_up_several(output, wish, engine, platform)
+            vms = matching(await platform.vms(), wish.match)
+            if not vms:
+                raise click.UsageError("no VM of the platform matches" if wish.match else "the platform has no VMs")
+            several = _estimate_several if wish.dry_run else _back_up_several
+            return await several(output, wish, engine, platform, vms)
+        if wish.dry_run:
+            estimate = await _estimate(wish, engine, platform, wish.vm)
+            _report_estimate(output, wish.vm, estimate)
+            output.result("backup", {"dry_run": True, **_estimate_object(estimate)})
+            return 0
         result = await _back_up(wish, engine, platform, wish.vm, output.job_progress())
     output.close_progress()
     _report(output, wish.vm, result)
@@ -242,10 +260,9 @@ async def _back_up(
     )
 
 
-async def _back_up_several(output: Output, wish: _Wish, engine: Engine, platform: Platform) -> int:
-    vms = matching(await platform.vms(), wish.match)
-    if not vms:
-        raise click.UsageError("no VM of the platform matches" if wish.match else "the platform has no VMs")
+async def _back_up_several(
+    output: Output, wish: _Wish, engine: Engine, platform: Platform, vms: Sequence[VirtualMachine]
+) -> int:
     lossy: list[VirtualMachine] = []
 
     def done(vm: VirtualMachine, result: BackupResult) -> None:
@@ -254,18 +271,12 @@ async def _back_up_several(output: Output, wish: _Wish, engine: Engine, platform
         if result.bad_blocks:
             lossy.append(vm)
 
-    def failed(vm: VirtualMachine, error: Exception) -> None:
-        failure = describe(error)
-        output.note(f"{vm.name}: {failure.message}")
-        fields = {"code": failure.code, "exit": failure.exit, "message": failure.message}
-        output.event("vm-backup", {"ok": False, "vm": vm.id, "vm_name": vm.name, **fields})
-
     await each_vm(
         output,
         vms,
         lambda vm, progress: _back_up(wish, engine, platform, vm.id, progress),
         done=done,
-        failed=failed,
+        failed=partial(_failed, output, "vm-backup"),
         disks=wish.engine.limits.disks,
     )
     output.close_progress()
@@ -274,7 +285,71 @@ async def _back_up_several(output: Output, wish: _Wish, engine: Engine, platform
     return EXIT_LOSS if lossy else 0
 
 
+async def _estimate(wish: _Wish, engine: Engine, platform: Platform | None, vm: str) -> BackupEstimate:
+    return await engine.estimate_backup(vm, wish.disks, platform=platform, mode=wish.mode)
+
+
+async def _estimate_several(
+    output: Output, wish: _Wish, engine: Engine, platform: Platform, vms: Sequence[VirtualMachine]
+) -> int:
+    def done(vm: VirtualMachine, estimate: BackupEstimate) -> None:
+        _report_estimate(output, vm.name, estimate)
+        output.event("vm-estimate", {"ok": True, **_estimate_object(estimate)})
+
+    await each_vm(
+        output,
+        vms,
+        lambda vm, _: _estimate(wish, engine, platform, vm.id),
+        done=done,
+        failed=partial(_failed, output, "vm-estimate"),
+        disks=wish.engine.limits.disks,
+    )
+    output.close_progress()
+    output.result("backup", {"dry_run": True, "count": len(vms)})
+    return 0
+
+
 # --- telling of it ---------------------------------------------------------------------------------------------------
+
+
+def _failed(output: Output, event: str, vm: VirtualMachine, error: Exception) -> None:
+    """Tell what befell one of several VMs."""
+    failure = describe(error)
+    output.note(f"{vm.name}: {failure.message}")
+    fields = {"code": failure.code, "exit": failure.exit, "message": failure.message}
+    output.event(event, {"ok": False, "vm": vm.id, "vm_name": vm.name, **fields})
+
+
+def _report_estimate(output: Output, name: str, estimate: BackupEstimate) -> None:
+    size = sum(disk.size for disk in estimate.disks)
+    output.line(f"a backup of {name} would read {format_size(estimate.bytes_to_read)} of {format_size(size)}")
+    for disk in estimate.disks:
+        why = f" ({', '.join(disk.reasons)})" if disk.reasons else ""
+        output.line(
+            f"  disk {disk.id}: {disk.mode}{why}, read {format_size(disk.bytes_to_read)}, "
+            f"zero {format_size(disk.bytes_zero)}, unchanged {format_size(disk.bytes_unchanged)}"
+        )
+
+
+def _estimate_object(estimate: BackupEstimate) -> dict[str, object]:
+    return {
+        "vm": estimate.vm,
+        "vm_name": estimate.vm_name,
+        "parent": estimate.parent,
+        "disks": [
+            {
+                "id": disk.id,
+                "size": disk.size,
+                "mode": disk.mode,
+                "reasons": list(disk.reasons),
+                "bytes_to_read": disk.bytes_to_read,
+                "bytes_zero": disk.bytes_zero,
+                "bytes_unchanged": disk.bytes_unchanged,
+            }
+            for disk in estimate.disks
+        ],
+        "seconds": round(estimate.seconds, 3),
+    }
 
 
 def _report(output: Output, name: str, result: BackupResult) -> None:

@@ -79,11 +79,40 @@ def test_several_vms(farm: Farm) -> None:
     assert farm.call("list").last["count"] == 6
 
 
+def test_a_dry_run_tells_what_would_be_read(farm: Farm) -> None:
+    before = farm.call("backup", "web-01", "--platform", "lab", "--dry-run").last
+    assert [(disk["id"], disk["mode"]) for disk in before["disks"]] == [("vda", "full"), ("vdb", "full")]
+    assert [disk["bytes_to_read"] for disk in before["disks"]] == [MiB, 0]
+    assert (before["parent"], before["vm"], farm.call("list").last["count"]) == (None, "web-01", 0)
+    first = farm.call("backup", "web-01", "--platform", "lab", "--audit", "off").last
+    assert sum(disk["bytes_read"] for disk in first["disks"]) == MiB
+    write(farm.web, "vda", 5 * MiB, 512)
+    after = farm.call("backup", "web-01", "--platform", "lab", "--dry-run").last
+    sums = [(disk["mode"], disk["bytes_to_read"] > 0, disk["bytes_unchanged"] > 0) for disk in after["disks"]]
+    assert (after["parent"], sums[0]) == (first["id"], ("incremental", True, True))
+    second = farm.call("backup", "web-01", "--platform", "lab", "--mode", "incremental", "--audit", "off").last
+    for told, done in zip(after["disks"], second["disks"], strict=True):
+        assert (told["mode"], told["bytes_to_read"]) == (done["mode"], done["bytes_read"])
+    assert farm.call("cleanup").last["count"] == 0
+
+
+def test_a_dry_run_of_several_vms(farm: Farm) -> None:
+    *estimates, result = farm.call("backup", "--all", "--platform", "lab", "--dry-run").events
+    assert {(event["event"], event["ok"], event["vm"]) for event in estimates} == {
+        ("vm-estimate", True, name) for name in ("db", "web-01", "web-02")
+    }
+    assert (result["count"], result["dry_run"]) == (3, True)
+    people = sfasync("backup", "web-01", "--platform", "lab", "--dry-run", "--config", farm.configuration).out
+    assert people.splitlines()[0] == "a backup of web-01 would read 1 MiB of 12 MiB"
+    ended = farm.call("backup", "web-01", "--platform", "lab", "--dry-run", "--mode", "incremental")
+    assert (ended.status, ended.last["code"]) == (23, "cbt")
+
+
 def test_a_vm_that_fails_keeps_nobody_from_the_others(farm: Farm) -> None:
     farm.web.server.stop()
     ended = farm.call("backup", "--all", "--platform", "lab")
     assert (ended.status, ended.last["code"]) == (20, "platform")
-    assert ended.last["message"].startswith("1 of 3 VMs were not backed up, first web-01: ")
+    assert ended.last["message"].startswith("1 of 3 VMs failed, first web-01: ")
     backups = {event["vm"]: event for event in ended.events if event["event"] == "vm-backup"}
     assert [backups[vm]["ok"] for vm in ("db", "web-01", "web-02")] == [True, False, True]
     assert (backups["web-01"]["exit"], backups["web-01"]["code"]) == (20, "platform")
