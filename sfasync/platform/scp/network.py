@@ -12,12 +12,12 @@ import contextlib
 import select
 import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import httpcore2
 
-from ...errors import TlsError, printable
+from ...errors import TlsError, printable, system_limit
 from ...tls import TlsLayer
 
 _TIMED_OUT: Final = "no connection was made in time"
@@ -42,15 +42,20 @@ class Network(httpcore2.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        """A connection to the first address of the host that takes it."""
+        """A connection to the first address of the host that takes it.
+
+        Raises:
+            SystemLimitError: There is no more socket to be had.
+        """
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout):
                 addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
                 failure: OSError = OSError("the name has no address")
                 for family, kind, protocol, _, address in addresses:
-                    try:
-                        sock = await _connect(loop, socket.socket(family, kind, protocol), address)
+                    try:  # one that does not answer leaves the others their share of the time
+                        async with asyncio.timeout(None if timeout is None else timeout / len(addresses)):
+                            sock = await _connect(loop, socket.socket(family, kind, protocol), address)
                         return Connected(sock, host, self._fingerprint)
                     except OSError as error:
                         failure = error
@@ -58,11 +63,10 @@ class Network(httpcore2.AsyncNetworkBackend):
         except TimeoutError:
             raise httpcore2.ConnectTimeout(_TIMED_OUT) from None
         except (OSError, UnicodeError) as error:
+            limit = system_limit(error)
+            if limit is not None:
+                raise limit from error
             raise httpcore2.ConnectError(f"no connection: {printable(str(error))}") from None
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait."""
-        await asyncio.sleep(seconds)
 
 
 async def _connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, address: Any) -> socket.socket:
@@ -92,9 +96,9 @@ class Connected(httpcore2.AsyncNetworkStream):
         Raises:
             TlsError: The server is not who it should be, or does not speak TLS.
         """
-        layer = TlsLayer(self._host, ssl_context, server_hostname or self._host, self._fingerprint)
-        stream = Encrypted(self._socket, layer)
         try:
+            layer = TlsLayer(self._host, ssl_context, server_hostname or self._host, self._fingerprint)
+            stream = Encrypted(self._socket, layer)
             async with asyncio.timeout(timeout):
                 await stream.handshake()
         except TimeoutError:
@@ -120,6 +124,8 @@ class Encrypted(httpcore2.AsyncNetworkStream):
         self._socket = sock
         self._layer = layer
         self._loop = asyncio.get_running_loop()
+        self._waiting = False
+        self._closed = False
 
     async def handshake(self) -> None:
         """Begin TLS.
@@ -161,11 +167,18 @@ class Encrypted(httpcore2.AsyncNetworkStream):
             raise httpcore2.WriteError("the connection was lost") from None
 
     async def aclose(self) -> None:
-        """Say goodbye, without waiting for the server's."""
+        """Say goodbye, without waiting for the server's. Whoever waits for the server finds the connection ended."""
+        if self._closed:
+            return
+        self._closed = True
         if self._layer.established:
             self._layer.close()
         self._say_last_words()
-        self._socket.close()
+        if self._waiting:  # the loop watches the descriptor: it must not become another file's before that ends
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+        else:
+            self._socket.close()
 
     def get_extra_info(self, info: str) -> Any:
         """What httpcore asks for: whether a connection that should be idle has something, such as its end."""
@@ -177,14 +190,26 @@ class Encrypted(httpcore2.AsyncNetworkStream):
 
     async def _fill(self) -> bool:
         """Take in ciphertext; False at the end of the connection."""
-        data = await self._loop.sock_recv(self._socket, _PIECE)
+        with self._watched():
+            data = await self._loop.sock_recv(self._socket, _PIECE)
         self._layer.feed(memoryview(data))
         return bool(data)
 
     async def _flush(self) -> None:
         ciphertext = self._layer.take()
         if ciphertext:
-            await self._loop.sock_sendall(self._socket, ciphertext)
+            with self._watched():
+                await self._loop.sock_sendall(self._socket, ciphertext)
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        self._waiting = True
+        try:
+            yield
+        finally:
+            self._waiting = False
+            if self._closed:
+                self._socket.close()
 
     def _say_last_words(self) -> None:
         """Tell the server why, if that can be done at once."""

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import random
 import re
+import resource
 import ssl
 import time
 from collections.abc import Awaitable
@@ -18,9 +19,18 @@ from typing import Any
 import pytest
 
 from sfasync.credentials import AccessKey, Password
-from sfasync.errors import AuthenticationError, BusyError, PlatformError, SfasyncError, TlsError, UsageError
+from sfasync.errors import (
+    AuthenticationError,
+    BusyError,
+    PlatformError,
+    SfasyncError,
+    SystemLimitError,
+    TlsError,
+    UsageError,
+)
 from sfasync.platform.scp.api import ScpApi
 from sfasync.platform.scp.http import MAX_BODY, Answer, Headers
+from sfasync.platform.scp.network import Network
 from sfasync.platform.scp.patience import asked_for
 from sfasync.platform.scp.settings import Dialect, ScpSettings, SigningSettings
 from sfasync.platform.scp.signing import FORMS, Scope, canonical_request, signature
@@ -483,6 +493,31 @@ async def test_a_call_may_be_cancelled_anywhere(platform: FakePlatform) -> None:
             assert len(await scp.azs()) == 1
         step += 1
     assert step >= 10
+
+
+async def test_whoever_waits_when_the_client_is_closed_is_told(platform: FakePlatform) -> None:
+    came = asyncio.Event()
+
+    async def wait(request: Request) -> Reply:
+        came.set()
+        return await silence(request)
+
+    platform.on(AZS, wait)
+    async with api(platform, timeouts=replace(TIMEOUTS, retry=0.001)) as scp:
+        call = asyncio.ensure_future(scp.azs())
+        await came.wait()
+    with pytest.raises(PlatformError, match="got no answer"):
+        await call
+
+
+async def test_no_more_sockets() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(SystemLimitError, match="no more files"):
+            await Network(None).connect_tcp("127.0.0.1", 443, timeout=5.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("seed", range(3))
