@@ -354,14 +354,13 @@ async def test_a_guest_that_is_lost_during_a_backup(repository: Repository) -> N
         @asynccontextmanager
         async def snapshot(self, vm: str, **arguments: Any) -> AsyncIterator[QemuSnapshot]:
             async with super().snapshot(vm, **arguments) as view:
-                os.kill(self.server.pid, signal.SIGKILL)
-                await view.lost
+                os.kill(self.server.pid, signal.SIGKILL)  # the loss is seen by the monitor or by the disks first
                 yield view
 
     with daemon(SIZES) as machine:
         async with Engine(repository) as engine, Killing(machine.platform_settings()) as platform:
             platform.server = machine.server
-            with pytest.raises(LeaseLostError, match="QEMU has ended"):
+            with pytest.raises(LeaseLostError, match=r"QEMU has ended|nobody tells whether"):
                 await engine.backup_vm("web-01", platform=platform)
     assert await repository.backups() == []
 
