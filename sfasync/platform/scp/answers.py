@@ -5,15 +5,15 @@ A member that the platform did not send, or sent as null, is None: not told is n
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import msgspec
 
+from ...errors import UsageError
 from .envelope import decoded, malformed
-from .paths import answered_id
+from .paths import answered_id, checked_checkpoint
 
 Id = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:-]{0,199}\Z")]
 """What something is called by. Other ids are taken as they come, and refused when they should stand in a path."""
@@ -22,7 +22,6 @@ MB = 1 << 20
 GB = 1 << 30
 
 _MAX_DEPTH = 64
-_CHECKPOINT = re.compile(r"[0-9]{1,20}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -384,10 +383,11 @@ def _value(members: Mapping[str, msgspec.Raw], name: str, kind: Any, operation: 
 
 def _checkpoint(raw: msgspec.Raw | None, operation: str) -> str | None:
     value: str | int | None = None if raw is None else decoded(raw, str | int | None, operation)
-    text = "" if value is None else str(value)
-    if text and (not _CHECKPOINT.fullmatch(text) or int(text) >= 1 << 64):
-        raise malformed(operation, f"checkpoint '{text}' is no number of 64 bits")
-    return None if not text or int(text) == 0 else str(int(text))
+    try:
+        checkpoint = checked_checkpoint(str(value or 0))
+    except UsageError as error:
+        raise malformed(operation, error) from None
+    return None if checkpoint == "0" else checkpoint
 
 
 def _disk_checkpoints(raw: msgspec.Raw | None, operation: str) -> dict[str, str]:

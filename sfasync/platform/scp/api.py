@@ -32,7 +32,7 @@ from .answers import (
 )
 from .client import ScpClient
 from .envelope import malformed
-from .paths import answered_id, checked_id
+from .paths import answered_id, checked_checkpoint, checked_id
 from .patience import PACE
 from .settings import ScpSettings
 from .tasks import Task, wait
@@ -250,11 +250,12 @@ class ScpApi:
 
         Raises:
             CbtExpiredError: Changes are tracked anew since.
+            UsageError: The checkpoint can be none.
         """
         query: dict[str, str | int | None] = {
             "disk_id": checked_id("disk_id", disk_id),
             "snapshot_id": checked_id("snapshot_id", snapshot_id),
-            "checkpoint_id": int(checkpoint_id),
+            "checkpoint_id": checked_checkpoint(str(checkpoint_id)),
             "start_offset": start,
         }
         return await self._client.call("changed-areas", ChangedAreas, ids={"server_id": server_id}, query=query)

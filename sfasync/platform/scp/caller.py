@@ -163,5 +163,6 @@ class Caller:
 
 
 def _query(query: Query) -> str:
+    """The query with its question mark. What is no text of Unicode, such as a name typed wrongly, matches nothing."""
     given = {name: value for name, value in query.items() if value is not None}
-    return "?" + urlencode(given, quote_via=quote) if given else ""
+    return "?" + urlencode(given, quote_via=quote, errors="replace") if given else ""

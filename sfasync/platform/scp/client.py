@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from ...errors import UsageError
 from ...models import Retry
 from .caller import Caller, Query
 from .envelope import decoded, malformed
@@ -134,7 +135,10 @@ class ScpClient:
         Raises:
             PlatformError, AuthenticationError, BusyError, TlsError, UsageError: As `call`.
         """
-        packed = b"" if body is None else msgspec.json.encode(body)
+        try:
+            packed = b"" if body is None else msgspec.json.encode(body)
+        except UnicodeEncodeError:
+            raise UsageError(f"what '{operation}' is given is no text of Unicode") from None
         reply = await self._caller.ask(operation, ids or {}, query or {}, packed, "application/json", token)
         raw = reply.data(msgspec.Raw, operation)
         return decoded(raw, Started, operation) if bytes(raw).lstrip().startswith(b"{") else Started()
@@ -219,9 +223,9 @@ class ScpClient:
         if self._upload == "raw":
             await self._caller.ask(operation, ids, query, content, "application/octet-stream")
             return
-        boundary = uuid.uuid4().hex
+        boundary, file = uuid.uuid4().hex, quote(name, errors="replace")
         head = (
-            f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{quote(name)}"\r\n'
+            f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{file}"\r\n'
             "Content-Type: application/octet-stream\r\n\r\n"
         )
         body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()

@@ -111,6 +111,7 @@ HCI: Final[Mapping[str, Operation]] = MappingProxyType(
 
 _FIELD = re.compile(r"\{([a-z_]+)\}")
 _TEMPLATE = re.compile(r"(/([A-Za-z0-9._~-]+|\{[a-z_]+\}))+")
+_CHECKPOINT = re.compile(r"[0-9]{1,20}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:-]{0,199}")
 
 
@@ -186,6 +187,17 @@ def checked_id(what: str, value: str) -> str:
     if not _ID.fullmatch(value) or ".." in value:
         raise UsageError(f"'{printable(value)}' is no {what.replace('_', ' ')}")
     return value
+
+
+def checked_checkpoint(value: str) -> str:
+    """A checkpoint that may be asked for.
+
+    Raises:
+        UsageError: It is no number of up to 64 bits.
+    """
+    if not _CHECKPOINT.fullmatch(value) or int(value) >= 1 << 64:
+        raise UsageError(f"checkpoint '{printable(value)}' is no number of 64 bits")
+    return str(int(value))
 
 
 def answered_id(what: str, value: str) -> str:

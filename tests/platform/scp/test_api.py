@@ -332,6 +332,22 @@ async def test_ids_that_lead_elsewhere_are_not_sent(platform: FakePlatform) -> N
     assert platform.requests == []
 
 
+async def test_what_is_no_text(platform: FakePlatform) -> None:
+    """Names come from command lines, which may hold any bytes."""
+    platform.on("GET /janus/20240725/servers", pages([]))
+    async with api(platform) as scp:
+        assert await scp.servers(name="web-\udcff") == []
+        with pytest.raises(UsageError, match="no text of Unicode"):
+            await scp.create_server_from_config({"name": "web-\udcff"})
+
+
+async def test_checkpoints_that_are_none(platform: FakePlatform) -> None:
+    async with api(platform) as scp:
+        for checkpoint in ("", "x", "-1", "1e3", str(1 << 64), "9" * 5000):
+            with pytest.raises(UsageError, match="is no number of 64 bits"):
+                await scp.changed_areas(SERVER, "ide0", SNAPSHOT, checkpoint, 0)
+
+
 async def test_tracking_that_has_expired(platform: FakePlatform) -> None:
     async with api(platform) as scp:
         for text in ("The VM CBT has expired. Please reset it.", "虚拟机CBT已过期"):
