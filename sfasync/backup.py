@@ -34,6 +34,9 @@ from .units import KiB, MiB, TiB
 
 log = logging.getLogger("sfasync")
 
+CONFIG_FILE = "config.json"
+"""The file of a backup that is the VM's configuration, as the platform told it."""
+
 MODES = ("auto", "full", "incremental")
 BAD_BLOCKS = ("fail", "zero")
 
@@ -256,7 +259,7 @@ async def _blame_loss(view: SnapshotView, error: SourceError) -> None:
 def _files(view: SnapshotView, bad: badblocks.BadBlocks) -> dict[str, bytes]:
     files = dict(view.files)
     if view.config is not None:
-        files["config.json"] = view.config
+        files[CONFIG_FILE] = view.config
     files.pop(badblocks.FILE, None)  # the name is taken
     if bad:
         files[badblocks.FILE] = badblocks.encode(bad)

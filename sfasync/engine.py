@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -35,11 +34,11 @@ from .models import (
 )
 from .platform.plain import PlainPlatform
 from .progress import ProgressCallback, Reporter
+from .recovery import Recovery, RecoveryRequest
 from .resources import Resources
-from .restore import Restore, record_of
+from .restore import Restore, Target, record_of
 from .streaming import copy_stream
 from .targets import (
-    OpenTarget,
     check_format,
     export_target,
     file_name,
@@ -252,6 +251,10 @@ class Engine:
         disks: Sequence[str] | None = None,
         image_format: str = "raw",
         force: bool = False,
+        platform: Platform | None = None,
+        vm: str | None = None,
+        new_name: str | None = None,
+        differential: bool = False,
         verify_after: bool = False,
         progress: ProgressCallback | None = None,
     ) -> Job[RestoreResult]:
@@ -261,17 +264,31 @@ class Engine:
             backup: Id, unique prefix of one, or ``VM@latest``.
             to: Directory for image files ``<disk>.raw`` or ``<disk>.qcow2``; created if needed.
             to_disks: Instead of `to`: where each disk is written, by disk id; exactly these disks are restored.
-            disks: With `to`, the ids of the disks wanted; None for all.
+            disks: With `to` or `platform`, the ids of the disks wanted; None for all.
             image_format: With `to`: ``raw`` (sparse) or ``qcow2`` (needs qemu-img and qemu-nbd).
-            force: Replace image files that exist.
+            force: With `to`: replace image files that exist.
+            platform: Instead of `to` and `to_disks`: gives a VM its disks back, or makes a new one.
+            vm: With `platform`: id or name of the VM; None for the one of the backup.
+            new_name: With `platform`: name of the new VM.
+            differential: With `platform`: write only what may have changed since the backup, where that is known; the
+                result says of each disk whether it was.
             verify_after: Read every target back and compare its tree digest with the backup's.
             progress: As of `start_backup`.
 
         Raises:
             UsageError: At once, for arguments that cannot be used. Everything else comes from the job.
         """
-        if (to is None) == (to_disks is None):
-            raise UsageError("restore either to a directory or to disks")
+        if (to is not None) + (to_disks is not None) + (platform is not None) != 1:
+            raise UsageError("restore either to a directory, or to disks, or to a VM of a platform")
+        if platform is None and (vm is not None or new_name is not None or differential):
+            raise UsageError("only a platform restores to a VM, or by what has changed")
+        recovery = RecoveryRequest(
+            vm=vm,
+            new_name=new_name,
+            disks=None if platform is None else disks,
+            differential=differential,
+            verify_after=verify_after,
+        )
         addresses = None
         if to_disks is not None:
             if not to_disks or disks is not None:
@@ -282,6 +299,8 @@ class Engine:
 
         async def work(reporter: Reporter) -> RestoreResult:
             manifest = await self._store.find(backup)
+            if platform is not None:
+                return await Recovery(self._store, self._resources).run(manifest, platform, recovery, reporter)
             if addresses is not None:
                 targets = self._disk_targets(manifest, addresses)
             else:
@@ -301,6 +320,10 @@ class Engine:
         disks: Sequence[str] | None = None,
         image_format: str = "raw",
         force: bool = False,
+        platform: Platform | None = None,
+        vm: str | None = None,
+        new_name: str | None = None,
+        differential: bool = False,
         verify_after: bool = False,
         progress: ProgressCallback | None = None,
     ) -> RestoreResult:
@@ -308,12 +331,15 @@ class Engine:
 
         Every block is checked against its digest before it is written. When it returns, the disks are durable. An
         image file appears under its name only when it is complete; an NBD target that failed or was cancelled half-way
-        keeps partial content.
+        keeps partial content. A platform gives up what it made for a restore that failed.
 
         Raises:
-            UsageError: Arguments, an unknown backup or disk, a target that exists or is too small; nothing was written.
+            UsageError: Arguments, an unknown backup or disk, a target that exists or is too small, a VM that runs;
+                nothing was written.
             IntegrityError: The repository is damaged where this backup needs it; no wrong byte was written.
             TlsError, StorageError: A target could not be written.
+            PlatformError: The platform failed or refused.
+            LeaseLostError: The platform took the disks back.
         """
         async with self.start_restore(
             backup,
@@ -322,38 +348,42 @@ class Engine:
             disks=disks,
             image_format=image_format,
             force=force,
+            platform=platform,
+            vm=vm,
+            new_name=new_name,
+            differential=differential,
             verify_after=verify_after,
             progress=progress,
         ) as job:
             return await job.result()
 
-    def _disk_targets(
-        self, manifest: Manifest, addresses: Mapping[str, ExportAddress | Sink]
-    ) -> dict[str, AbstractAsyncContextManager[OpenTarget]]:
-        targets: dict[str, AbstractAsyncContextManager[OpenTarget]] = {}
+    def _disk_targets(self, manifest: Manifest, addresses: Mapping[str, ExportAddress | Sink]) -> dict[str, Target]:
+        targets: dict[str, Target] = {}
         for disk, address in addresses.items():
             size = record_of(manifest, disk).size
             if isinstance(address, ExportAddress):
-                targets[disk] = export_target(self._resources.endpoints, address, size)
+                targets[disk] = Target(opening=export_target(self._resources.endpoints, address, size))
             else:
-                targets[disk] = sink_target(address, size)
+                targets[disk] = Target(opening=sink_target(address, size))
         return targets
 
     async def _file_targets(
         self, manifest: Manifest, directory: Path, disks: Sequence[str] | None, image_format: str, force: bool
-    ) -> dict[str, AbstractAsyncContextManager[OpenTarget]]:
+    ) -> dict[str, Target]:
         wanted = [disk.id for disk in manifest.disks] if disks is None else list(dict.fromkeys(disks))
         paths = {disk: directory / file_name(disk, image_format) for disk in wanted}
         sizes = {disk: record_of(manifest, disk).size for disk in wanted}
         await self._resources.workers.run(_make_directory, directory)
         return {
-            disk: file_target(
-                self._resources.endpoints,
-                path,
-                size=sizes[disk],
-                image_format=image_format,
-                force=force,
-                workers=self._resources.workers,
+            disk: Target(
+                opening=file_target(
+                    self._resources.endpoints,
+                    path,
+                    size=sizes[disk],
+                    image_format=image_format,
+                    force=force,
+                    workers=self._resources.workers,
+                )
             )
             for disk, path in paths.items()
         }
@@ -405,7 +435,7 @@ class Engine:
                     endpoints, place, size=size, image_format=image_format, force=force, workers=workers
                 )
             restore = Restore(self._store, self._resources)
-            return await restore.run(manifest, {disk: opened}, verify_after=False, reporter=reporter)
+            return await restore.run(manifest, {disk: Target(opening=opened)}, verify_after=False, reporter=reporter)
 
         return self._start(work, progress)
 

@@ -141,14 +141,14 @@ async def chunks(
         keep_end = size if parent_size == size else align_down(min(size, parent_size), chunk)
     async with (
         aclosing(_zero_ranges(extents, size, alignment)) as zero_ranges,
-        aclosing(_touched(changed, chunk)) as touched_ranges,
+        aclosing(touched(changed, chunk)) as touched_ranges,
     ):
-        zeros, touched = _Cursor(zero_ranges), _Cursor(touched_ranges)
+        zeros, dirty = _Cursor(zero_ranges), _Cursor(touched_ranges)
         position = 0
         while position < size:
             await zeros.skip_to(position)
-            await touched.skip_to(position)
-            keep_stop = min(touched.start, keep_end)
+            await dirty.skip_to(position)
+            keep_stop = min(dirty.start, keep_end)
             while zeros.end <= keep_stop and _whole_chunks(zeros, position, chunk, size) is None:
                 await zeros.advance()  # inside chunks that are kept: nobody will ask for it
             whole = _whole_chunks(zeros, position, chunk, size)
@@ -156,7 +156,7 @@ async def chunks(
                 step = Step(Action.ZERO, position, whole[1] - position)
             elif whole is not None and whole[0] == position:
                 action = Action.AUDIT_ZERO if position < keep_stop else Action.ZERO
-                same_until = keep_stop if position < keep_stop else touched.end if position < keep_end else size
+                same_until = keep_stop if position < keep_stop else dirty.end if position < keep_end else size
                 step = Step(action, position, min(whole[1], same_until) - position)
             elif position < keep_stop:
                 stop = keep_stop if whole is None else min(keep_stop, whole[0])
@@ -250,8 +250,8 @@ async def _zero_ranges(
         yield first, last
 
 
-async def _touched(changed: AsyncIterator[Extent] | None, chunk: int) -> AsyncGenerator[tuple[int, int], None]:
-    """The changed ranges as (start, end), rounded outward to chunks, those that touch or overlap joined."""
+async def touched(changed: AsyncIterator[Extent] | None, chunk: int) -> AsyncGenerator[tuple[int, int], None]:
+    """Ranges that are in order as (start, end), rounded outward to chunks, those that touch or overlap joined."""
     if changed is None:
         return
     start = end = 0

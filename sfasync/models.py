@@ -628,6 +628,9 @@ class RestoredDisk:
         tree: Hex tree digest of the content, checked block by block before writing.
         verified: Whether the target was read back and found equal.
         seconds: Wall seconds.
+        mode: `full`, or `differential` where only what may have changed since the backup was written.
+        reason: Why it was not differential although that was wanted, as a short code.
+        bytes_skipped: Not written, because unchanged since the backup.
     """
 
     id: str
@@ -638,6 +641,9 @@ class RestoredDisk:
     tree: str
     verified: bool
     seconds: float
+    mode: str = "full"
+    reason: str | None = None
+    bytes_skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -648,6 +654,7 @@ class RestoreResult:
         id, vm: Of the backup.
         disks: The disks restored, in the order they were asked for.
         seconds: Wall seconds.
+        restored_vm: Id of the VM that has these disks now; None where no platform is behind them.
         warnings: What went wrong without harm to the disks, one line each.
     """
 
@@ -655,6 +662,7 @@ class RestoreResult:
     vm: str
     disks: tuple[RestoredDisk, ...]
     seconds: float
+    restored_vm: str | None = None
     warnings: tuple[str, ...] = ()
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
+from dataclasses import dataclass, field, replace
 
 from . import badblocks
-from .errors import IntegrityError, SourceError, TargetError, UsageError
-from .extents import align_down, align_up, pieces
-from .interfaces import BackupStore, Sink, Source
-from .models import DiskRecord, Manifest, RestoredDisk, RestoreResult
+from .errors import CbtError, IntegrityError, SourceError, TargetError, UsageError, printable
+from .extents import Step, align_down, align_up, pieces, touched, with_also
+from .interfaces import BackupStore, RestoreDisk, Sink, Source
+from .models import DiskRecord, Extent, Manifest, RestoredDisk, RestoreResult
 from .pipeline import transfer
 from .progress import Meter, Reporter
 from .resources import Resources
@@ -18,8 +20,29 @@ from .rewriting import make_durable
 from .store.digest import DigestSink
 from .targets import OpenTarget
 from .tasks import run_all
+from .tracking import proven
+
+log = logging.getLogger("sfasync")
 
 _SUSPECT = "disk {!r} is suspect in this backup: it may lack changes that the platform did not tell of"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where a disk goes.
+
+    Attributes:
+        opening: Opens it, for the time of a block.
+        shares: What it shares with other disks, as of `RestoreDisk`; where there is anything, it is opened only when it
+            is its turn.
+        disk: Tells what of it may differ from the backup; None if all of it may.
+        reason: Why not, where that was wanted, as a short code.
+    """
+
+    opening: AbstractAsyncContextManager[OpenTarget]
+    shares: Mapping[str, int] = field(default_factory=dict)
+    disk: RestoreDisk | None = None
+    reason: str | None = None
 
 
 class Restore:
@@ -37,12 +60,12 @@ class Restore:
     async def run(
         self,
         manifest: Manifest,
-        targets: Mapping[str, AbstractAsyncContextManager[OpenTarget]],
+        targets: Mapping[str, Target],
         *,
         verify_after: bool,
         reporter: Reporter,
     ) -> RestoreResult:
-        """Restore disks of a backup. Every target is opened, and thereby checked, before the first one is written.
+        """Restore disks of a backup. Every target without shares is opened, and so checked, before one is written.
 
         Args:
             manifest: The backup.
@@ -57,11 +80,23 @@ class Restore:
         """
         began = time.monotonic()
         async with AsyncExitStack() as stack:
-            opened = {disk: await stack.enter_async_context(target) for disk, target in targets.items()}
+            opened = {
+                disk: await stack.enter_async_context(target.opening)
+                for disk, target in targets.items()
+                if not target.shares
+            }
+            bad, warnings = await self._bad_blocks(manifest)
             reporter.enter("running")
             disks = await run_all(
-                self._disk(manifest, record_of(manifest, disk), target, verify_after, reporter)
-                for disk, target in opened.items()
+                self._disk(
+                    manifest,
+                    record_of(manifest, disk),
+                    replace(target, opening=nullcontext(opened[disk])) if disk in opened else target,
+                    bad.get(disk, ()),
+                    verify_after,
+                    reporter,
+                )
+                for disk, target in targets.items()
             )
             reporter.enter("committing")
         return RestoreResult(
@@ -69,43 +104,105 @@ class Restore:
             vm=manifest.vm,
             disks=tuple(disks),
             seconds=time.monotonic() - began,
-            warnings=tuple(await self._missing(manifest, targets)),
+            warnings=(
+                *(_SUSPECT.format(disk) for disk in targets if disk in manifest.suspect),
+                *warnings,
+                *(badblocks.describe(disk, bad[disk]) for disk in targets if disk in bad),
+            ),
         )
 
-    async def _missing(self, manifest: Manifest, disks: Iterable[str]) -> list[str]:
-        """What the backup itself never had of these disks, or may not have."""
-        warnings = [_SUSPECT.format(disk) for disk in disks if disk in manifest.suspect]
+    async def _bad_blocks(self, manifest: Manifest) -> tuple[badblocks.BadBlocks, list[str]]:
+        """What the backup itself never had, and a warning if that is not known."""
         try:
-            lists = await badblocks.of_backup(self._store, manifest)
+            return await badblocks.of_backup(self._store, manifest), []
         except IntegrityError as error:
-            return [*warnings, f"the backup has bad blocks, and the list of them is damaged: {error}"]
-        return warnings + [badblocks.describe(disk, lists[disk]) for disk in disks if disk in lists]
+            return {}, [f"the backup has bad blocks, and the list of them is damaged: {error}"]
 
     async def _disk(
-        self, manifest: Manifest, record: DiskRecord, target: OpenTarget, verify_after: bool, reporter: Reporter
+        self,
+        manifest: Manifest,
+        record: DiskRecord,
+        target: Target,
+        bad: Sequence[Extent],
+        verify_after: bool,
+        reporter: Reporter,
     ) -> RestoredDisk:
-        async with self._resources.slots:
+        async with self._resources.share(target.shares), self._resources.slots, target.opening as opened:
             began = time.monotonic()
             meter = reporter.meter(record.id, record.size)
             source = self._resources.throttled(self._store.open_disk(manifest, record.id))
-            await self._transfer(source, target.sink, 0, record.size, meter)
+            reason = target.reason
+            differential = False
+            if target.disk is not None:
+                try:
+                    await self._transfer_changed(source, opened.sink, target.disk, bad, meter)
+                    differential = True
+                except CbtError as error:
+                    log.warning("disk %r is written as a whole: %s", record.id, error)
+                    reason = error.reason
+                    meter.restart()
+            if not differential:
+                await self._transfer(source, opened.sink, 0, record.size, meter)
 
             async def rewrite(start: int, end: int) -> None:
-                await self._transfer(source, target.sink, start, end, Meter(record.id, record.size))
+                await self._transfer(source, opened.sink, start, end, Meter(record.id, record.size))
 
-            await make_durable(target.sink, rewrite, attempts=self._resources.retry.attempts)
+            await make_durable(opened.sink, rewrite, attempts=self._resources.retry.attempts)
             if verify_after:
-                await self._compare(record, target)
+                await self._compare(record, opened)
         return RestoredDisk(
             id=record.id,
             size=record.size,
-            target=target.name,
+            target=opened.name,
             bytes_written=meter.written,
             bytes_zero=meter.zero,
             tree=record.tree,
             verified=verify_after,
             seconds=time.monotonic() - began,
+            mode="differential" if differential else "full",
+            reason=reason,
+            bytes_skipped=meter.skipped,
         )
+
+    async def _transfer_changed(
+        self, source: Source, sink: Sink, disk: RestoreDisk, bad: Sequence[Extent], meter: Meter
+    ) -> None:
+        """Move what may differ on the target, and what the backup has as zeros because it could not be read.
+
+        Raises:
+            CbtError: That is not known, or what is said of it cannot be believed.
+        """
+        async with self._resources.endpoints.changes(disk.changed()) as told:
+            if told is None:
+                reason = printable(disk.reason or "no-cbt")
+                raise CbtError(f"what has changed on disk {meter.id!r} is not known ({reason})", reason=reason)
+            async with (
+                aclosing(proven(told, size=sink.size, disk=meter.id)) as known,
+                aclosing(with_also(known, bad)) as ranges,
+                aclosing(self._changed_pieces(source, sink, ranges, meter)) as plan,
+            ):
+                lanes = self._resources.limits.requests
+                await transfer(plan, source, sink, pool=self._resources.pool, lanes=lanes, meter=meter)
+
+    async def _changed_pieces(
+        self, source: Source, sink: Sink, ranges: AsyncIterator[Extent], meter: Meter
+    ) -> AsyncGenerator[Step, None]:
+        """The plan for ranges that are in order, rounded outward to chunks; the rest is skipped."""
+        chunk = self._store.chunk_size
+        alignment = max(source.block_size, sink.block_size)
+        position = 0
+        async with aclosing(touched(ranges, max(chunk, alignment))) as wanted:
+            async for start, stop in wanted:
+                end = min(stop, meter.size)
+                if start >= end:
+                    break  # behind the end of the backup's disk, on a larger one
+                meter.skipped += start - position
+                extents = source.extents(start, end - start)
+                async with aclosing(pieces(extents, size=end, piece=chunk, alignment=alignment, start=start)) as steps:
+                    async for step in steps:
+                        yield step
+                position = end
+        meter.skipped += meter.size - position
 
     async def _transfer(self, source: Source, sink: Sink, start: int, end: int, meter: Meter) -> None:
         """Move the bytes from `start` to before `end`, and those around them that alignment takes in."""

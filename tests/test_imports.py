@@ -25,8 +25,8 @@ RINGS = (
     {"pipeline", "platform", "store", "transport"},
     {
         *("backup", "badblocks", "basis", "config", "conversion", "copying", "diskbackup", "drivers"),
-        *("endpoints", "engine", "estimate", "jobs", "programs", "qcow2", "resources", "resuming", "restore"),
-        *("rewriting", "secrets", "sparse", "streaming", "targets"),
+        *("endpoints", "engine", "estimate", "jobs", "programs", "qcow2", "recovery", "resources"),
+        *("resuming", "restore", "rewriting", "secrets", "sparse", "streaming", "targets"),
     },
     {"lab"},
     {"__init__", "__main__", "cli", "vddk"},

@@ -45,6 +45,9 @@ def restored_object(disk: RestoredDisk) -> dict[str, object]:
         "tree": disk.tree,
         "verified": disk.verified,
         "seconds": round(disk.seconds, 3),
+        "mode": disk.mode,
+        "reason": disk.reason,
+        "bytes_skipped": disk.bytes_skipped,
     }
 
 
