@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ...models import Checkpoint
-from .inventory import Bitmap, Disk
+from .inventory import Bitmap, Disk, Node
 from .names import BitmapName
 
 _MOST: Final = 8
@@ -56,7 +56,7 @@ def plan(disk: Disk, others: Sequence[Disk], chain: str, base: Checkpoint | None
     """
     bitmap, reason = usable(disk, others, chain, base)
     known = BitmapName.parse(bitmap.name) if bitmap is not None else None
-    ours = of_chain(disk, chain)
+    ours = of_chain(disk.node, chain)
     broken = [found.name for found in ours if found.inconsistent]
     spare = [found.name for found in ours if not found.inconsistent and (base is None or found.name != base.id)]
     return Plan(
@@ -93,8 +93,15 @@ def usable(
     return (None, "bitmap-busy") if found.busy else (found, None)
 
 
-def of_chain(disk: Disk, chain: str) -> list[Bitmap]:
+def copying(node: str, bitmap: Bitmap, copy: str) -> list[dict[str, object]]:
+    """What a transaction has to do to copy a bitmap of a node to one that records nothing more."""
+    empty = {"node": node, "name": copy, "disabled": True, "granularity": bitmap.granularity}
+    merge = {"node": node, "target": copy, "bitmaps": [bitmap.name]}
+    return [{"type": "block-dirty-bitmap-add", "data": empty}, {"type": "block-dirty-bitmap-merge", "data": merge}]
+
+
+def of_chain(node: Node, chain: str) -> list[Bitmap]:
     """The bitmaps of a chain, the oldest first."""
-    named = ((BitmapName.parse(bitmap.name), bitmap) for bitmap in disk.node.dirty_bitmaps)
+    named = ((BitmapName.parse(bitmap.name), bitmap) for bitmap in node.dirty_bitmaps)
     ours = [(name.when, bitmap) for name, bitmap in named if name is not None and name.chain == chain]
     return [bitmap for _, bitmap in sorted(ours, key=lambda entry: (entry[0], entry[1].name))]

@@ -15,7 +15,7 @@ import msgspec
 
 from ...errors import PlatformError, UsageError
 from ...models import Checkpoint, ExportAddress, MetadataContext
-from .bitmaps import usable
+from .bitmaps import copying, usable
 from .inventory import Bitmap, Disk, disks, wanted
 from .monitor import CommandError, Monitor, open_monitor
 from .places import Places
@@ -139,14 +139,8 @@ async def _target(
 ) -> TargetDisk:
     copy: str | None = None
     if base is not None:  # it goes on recording, and what the restore writes is not what has to be written
-        copy, node = places.name(number, "c"), disk.node.node_name
-        empty = {"node": node, "name": copy, "disabled": True, "granularity": base.granularity}
-        merge = {"node": node, "target": copy, "bitmaps": [base.name]}
-        actions = [
-            {"type": "block-dirty-bitmap-add", "data": empty},
-            {"type": "block-dirty-bitmap-merge", "data": merge},
-        ]
-        await monitor.run("transaction", {"actions": actions})
+        copy = places.name(number, "c")
+        await monitor.run("transaction", {"actions": copying(disk.node.node_name, base, copy)})
     try:
         address = await serve(monitor, settings, places, number, disk.node.node_name, writable=True, bitmap=copy)
     except CommandError as error:

@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 
 from ...models import Checkpoint, ExportAddress, MetadataContext
 from .agent import quiesced
-from .bitmaps import Plan, of_chain, plan
+from .bitmaps import Plan, copying, of_chain, plan
 from .fleecing import add_fleecing_node
-from .inventory import Disk, disks, nodes, wanted
+from .inventory import disks, nodes, wanted
 from .monitor import CommandError, Monitor, open_monitor
 from .names import chain_of
 from .places import Places
@@ -96,14 +96,13 @@ class QemuSnapshot:
         Raises:
             PlatformError: One of them stays.
         """
-        found = {disk.node.node_name: disk for disk in await self._known()}
+        now = {node.node_name: node for node in await nodes(self._monitor)}
         for entry in self._plans:
-            disk = found.get(entry.disk.node.node_name)
-            if disk is None or entry.disk.id not in disk_ids:
-                continue
-            for bitmap in of_chain(disk, entry.new.chain):
-                if bitmap.name != str(entry.new):
-                    await remove_bitmap(self._monitor, disk, bitmap.name)
+            node = now.get(entry.disk.node.node_name)
+            if node is not None and entry.disk.id in disk_ids:
+                for bitmap in of_chain(node, entry.new.chain):
+                    if bitmap.name != str(entry.new):
+                        await self._remove_bitmap(node.node_name, bitmap.name)
 
     # --- how it is made ---
 
@@ -115,7 +114,7 @@ class QemuSnapshot:
         """
         for entry in self._plans:
             for bitmap in entry.useless:
-                await remove_bitmap(self._monitor, entry.disk, bitmap)
+                await self._remove_bitmap(entry.disk.node.node_name, bitmap)
         targets = [
             await add_fleecing_node(self._monitor, self._places, number, entry.disk, reserve=settings.reserve)
             for number, entry in enumerate(self._plans)
@@ -146,11 +145,7 @@ class QemuSnapshot:
             new = {"node": node, "name": str(entry.new), "persistent": entry.disk.node.keeps_bitmaps}
             actions.append({"type": "block-dirty-bitmap-add", "data": new})
             if entry.base is not None:
-                copy = self._places.name(number, "c")
-                empty = {"node": node, "name": copy, "disabled": True, "granularity": entry.base.granularity}
-                merge = {"node": node, "target": copy, "bitmaps": [entry.base.name]}
-                actions.append({"type": "block-dirty-bitmap-add", "data": empty})
-                actions.append({"type": "block-dirty-bitmap-merge", "data": merge})
+                actions += copying(node, entry.base, self._places.name(number, "c"))
         return actions
 
     async def _serve(self, number: int, entry: Plan, settings: QemuVm) -> FrozenDisk:
@@ -166,10 +161,13 @@ class QemuSnapshot:
             context=MetadataContext(address, f"qemu:dirty-bitmap:{bitmap}") if bitmap is not None else None,
         )
 
-    async def _known(self) -> list[Disk]:
-        """The disks as they are now, with their bitmaps."""
-        by_name = {node.node_name: node for node in await nodes(self._monitor)}
-        return [Disk(entry.disk.id, by_name[entry.disk.node.node_name]) for entry in self._plans]
+    async def _remove_bitmap(self, node: str, bitmap: str) -> None:
+        """Remove a bitmap; one that is not there is no error."""
+        try:
+            await self._monitor.run("block-dirty-bitmap-remove", {"node": node, "name": bitmap})
+        except CommandError as error:
+            if "not found" not in error.said:
+                raise
 
 
 @asynccontextmanager
@@ -203,12 +201,3 @@ async def open_snapshot(
                 yield view
             finally:
                 view.end()
-
-
-async def remove_bitmap(monitor: Monitor, disk: Disk, bitmap: str) -> None:
-    """Remove a bitmap; one that is not there is no error."""
-    try:
-        await monitor.run("block-dirty-bitmap-remove", {"node": disk.node.node_name, "name": bitmap})
-    except CommandError as error:
-        if "not found" not in error.said:
-            raise
