@@ -80,6 +80,8 @@ ALWAYS = -1
         ("busy", 1, "", BusyError, 11),
         ("failed-task", 1, "", PlatformError, 20),
         ("nbd-killed", 1, "", SourceError, 20),
+        ("lease-cancelled", 1, "", LeaseLostError, 24),
+        ("snapshot-deleted", 1, "", LeaseLostError, 24),
     ],
 )
 async def test_what_ends_a_backup(
