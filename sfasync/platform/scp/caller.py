@@ -56,7 +56,7 @@ class Caller:
         self._clock = ServerClock()
         self.failures = Failures(settings, self._redactor, self._clock)
         self._paths = Paths(settings.paths, hci=settings.product == "hci", encode_colon=settings.dialect.encode_colon)
-        self._patience = Patience(settings.timeouts.retry, pace)
+        self._patience = Patience(settings.origin, settings.timeouts.retry, pace)
         self._server = Server(settings.origin, platform_trust(settings), settings.hostname, settings.timeouts)
         self._authorizer = self._authorized()
 

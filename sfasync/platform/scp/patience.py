@@ -33,11 +33,13 @@ class Patience:
     """Sends one request until it is answered, within a budget of time and of attempts.
 
     Args:
+        origin: Who is asked, for messages.
         budget: Seconds to go on for.
         pace: How pauses grow where the server does not say how long to wait.
     """
 
-    def __init__(self, budget: float, pace: Retry = PACE) -> None:
+    def __init__(self, origin: str, budget: float, pace: Retry = PACE) -> None:
+        self._origin = origin
         self._budget = budget
         self._pace = pace
         self._connected = False
@@ -58,7 +60,7 @@ class Patience:
             except InterruptedExchange as error:
                 pause = backoff.next() if error.again and (error.sent or self._connected) else None
                 if pause is None or attempt == _TRIES:
-                    raise PlatformError(f"'{operation}' got no answer from the platform: {error}") from None
+                    raise PlatformError(f"'{operation}' got no answer from {self._origin}: {error}") from None
             else:
                 self._connected = True
                 pause = _pause_after(reply, method, attempt, backoff)
