@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +16,14 @@ import pytest
 
 from sfasync import BusyError, Checkpoint, Engine, LeaseLostError, PlatformError, Repository, UsageError
 from sfasync.nbd.uri import parse_uri
-from sfasync.platform.qemu.monitor import Monitor, open_monitor
+from sfasync.platform.qemu.monitor import CommandError, Monitor, open_monitor
 from sfasync.platform.qemu.names import BitmapName
 from sfasync.platform.qemu.platform import QemuPlatform
 from sfasync.platform.qemu.settings import QemuNbd, QemuSettings
 from sfasync.platform.qemu.snapshot import QemuSnapshot
 from sfasync.tasks import cancelled
 from sfasync.transport.export import Export, open_export
-from sfasync.units import KiB, MiB
+from sfasync.units import GiB, KiB, MiB
 from tests.support.memory import MemoryDisk
 from tests.support.power import tmpfs
 from tests.support.qemu import TIMEOUTS, Machine, bitmaps, daemon, made_by_us, system
@@ -130,6 +130,50 @@ async def test_no_room_at_all_is_told_before_anything_begins(tmp_path: Path) -> 
                     pytest.fail("8 MiB do not go into 3")
         assert await made_by_us(machine) == []
         assert list(small.iterdir()) == []
+
+
+async def test_a_qemu_without_quorums(tmp_path: Path, repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the guest is safe because all space is taken at the start; or else nothing begins."""
+    execute = Monitor._execute
+    said = "Parameter 'driver' does not accept value 'quorum'"
+
+    async def refuse(monitor: Monitor, command: str, arguments: Mapping[str, object] | None) -> object:
+        if arguments is not None and arguments.get("driver") == "quorum":
+            raise CommandError(f"{command}: {said}", said)
+        return await execute(monitor, command, arguments)
+
+    monkeypatch.setattr(Monitor, "_execute", refuse)
+    with daemon({"vda": 8 * MiB}) as machine:
+        async with await open_export(machine.address("vda")) as guest:
+            await guest.write(0, b"old!" * (2 * MiB))
+        platform = Overwritten(machine.platform_settings())
+        platform.machine = machine
+        async with platform, Engine(repository) as engine:
+            for content in (b"old!", b"new!"):
+                result = await engine.backup_vm("web-01", platform=platform)
+                target = MemoryDisk(bytes(8 * MiB))
+                await engine.restore_vm(result.id, to_disks={"vda": target})
+                assert target.content == content * (2 * MiB)
+        with tmpfs(tmp_path / "small", "size=3m") as small:
+            async with QemuPlatform(machine.platform_settings(directory=small)) as cramped:
+                with pytest.raises(PlatformError, match="no place for what the guest overwrites"):
+                    async with cramped.snapshot("web-01"):
+                        pytest.fail("8 MiB do not go into 3")
+        assert await made_by_us(machine) == []
+
+
+async def test_the_map_has_room_for_a_disk_that_is_overwritten_everywhere(tmp_path: Path) -> None:
+    """One write in each of its tables; where these are not, there is no room for another."""
+    size = 64 * GiB
+    with daemon({"vda": size}) as machine, tmpfs(tmp_path / "small", "size=32m") as small:
+        settings = machine.platform_settings(directory=small)
+        async with QemuPlatform(settings) as platform, platform.snapshot("web-01") as view:
+            taken = os.statvfs(small)
+            (small / "ballast").write_bytes(bytes(taken.f_bavail * taken.f_frsize))
+            async with await open_export(machine.address("vda")) as guest:
+                for offset in range(0, size, 512 * MiB):
+                    await guest.zero(offset, 64 * KiB)
+            await view.check()
 
 
 # --- bitmaps ---------------------------------------------------------------------------------------------------------
