@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from ..models import Limits, Retry, TlsPolicy
+from ..models import Limits, Retry, TlsPolicy, TransportMode
 from ..units import parse_size
 from .configuration import choose, configuration
 from .output import Output
@@ -195,6 +195,13 @@ platform = click.option(
     callback=choose_platform,
     shell_complete=complete_platform,
     help="Name of the platform in the configuration file that has the VM.",
+)
+
+
+transport_mode = click.option(
+    "--transport",
+    type=click.Choice(get_args(TransportMode)),
+    help="With --platform: how its disks are reached, where there is a choice; otherwise as configured.",
 )
 
 

@@ -31,10 +31,11 @@ class PlatformChoice:
     configuration: Configuration
     names: tuple[str, ...]
 
-    def open(self, name: str, *, transport: TransportMode | None = None) -> AbstractAsyncContextManager[Platform]:
-        """One of them, for the time of the block."""
+    def open_one(self, *, transport: TransportMode | None) -> AbstractAsyncContextManager[Platform]:
+        """The only one of them, for the time of the block; arguments as of `open_platform`."""
         from ..drivers import open_platform
 
+        (name,) = self.names
         return open_platform(self.configuration, name, transport=transport)
 
     async def each(self, output: Output, work: Callable[[str, Platform], Coroutine[Any, Any, None]]) -> None:
@@ -43,10 +44,12 @@ class PlatformChoice:
         Raises:
             SfasyncError: The first failure; the others are told at once.
         """
+        from ..drivers import open_platform
+
         first: SfasyncError | None = None
         for name in self.names:
             try:
-                async with self.open(name) as platform:
+                async with open_platform(self.configuration, name) as platform:
                     await work(name, platform)
             except SfasyncError as error:
                 if first is not None:

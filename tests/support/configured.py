@@ -1,7 +1,8 @@
-"""A configuration file with a platform in it, whose VMs are a QEMU of the test's own."""
+"""A configuration file with a platform in it, whose VMs are a QEMU of the test's own; and what their guests do."""
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 from .qemu import Machine
@@ -20,3 +21,14 @@ def write_configuration(path: Path, **machines: Machine) -> Path:
         ]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def write(machine: Machine, disk: str, offset: int, length: int) -> None:
+    """Write as a guest does."""
+    command = f"write -P 7 {offset} {length}"
+    subprocess.run(["qemu-io", "-f", "raw", "-c", command, machine.uri(disk)], check=True, stdout=subprocess.DEVNULL)
+
+
+def content(machine: Machine, disk: str) -> bytes:
+    """A disk as a guest sees it."""
+    return subprocess.run(["nbdcopy", machine.uri(disk), "-"], check=True, stdout=subprocess.PIPE).stdout

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import click
 
@@ -72,11 +72,7 @@ class _Wish:
     multiple=True,
     help="With --platform: all VMs whose names match, as 'web-*'; may be repeated.",
 )
-@click.option(
-    "--transport",
-    type=click.Choice(get_args(TransportMode)),
-    help="With --platform: how its disks are read, where there is a choice; otherwise as configured.",
-)
+@options.transport_mode
 @click.option(
     "--mode",
     type=click.Choice(["auto", "full", "incremental"]),
@@ -220,8 +216,7 @@ async def _backup(output: Output, wish: _Wish) -> int:
         repository = await stack.enter_async_context(await Repository.open(wish.repository))
         platform = None
         if wish.platform is not None:
-            (name,) = wish.platform.names
-            platform = await stack.enter_async_context(wish.platform.open(name, transport=wish.transport))
+            platform = await stack.enter_async_context(wish.platform.open_one(transport=wish.transport))
         engine = await stack.enter_async_context(wish.engine.engine(repository))
         if wish.vm is None:
             assert platform is not None, "VMs are chosen from those of a platform"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ...support.command import Ended, sfasync
-from ...support.configured import write_configuration
+from ...support.configured import write, write_configuration
 from ...support.qemu import Machine, daemon
 
 MiB = 1 << 20
@@ -32,12 +31,6 @@ class Farm:
 
     def call(self, *arguments: str) -> Ended:
         return sfasync(*arguments, "--config", self.configuration, "--json")
-
-
-def write(machine: Machine, disk: str, offset: int, length: int) -> None:
-    """Write as a guest does."""
-    command = f"write -P 7 {offset} {length}"
-    subprocess.run(["qemu-io", "-f", "raw", "-c", command, machine.uri(disk)], check=True, stdout=subprocess.DEVNULL)
 
 
 @pytest.fixture

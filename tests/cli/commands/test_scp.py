@@ -67,7 +67,7 @@ def site(lab: Laboratory, tmp_path: Path) -> Site:
     return site
 
 
-def test_vms_backups_and_cleanup(lab: Laboratory, site: Site) -> None:
+def test_vms_backups_restores_and_cleanup(lab: Laboratory, site: Site) -> None:
     vm, _ = site.call("vms", "--platform", "prod").events
     assert (vm["name"], vm["disks"][0]["size"], vm["refusal"]) == ("web-01", 4 * MiB, None)
     assert site.call("init").status == 0
@@ -79,6 +79,17 @@ def test_vms_backups_and_cleanup(lab: Laboratory, site: Site) -> None:
     assert [backup["disks"][0]["mode"] for backup in (first, second)] == ["full", "incremental"]
     assert site.call("show", "web-01@latest").last["id"] == second["id"]
     assert site.call("list", "--vm", "web-01").last["count"] == 2
+
+    frozen = lab.content("web-01", disk)
+    new = site.call("restore", "web-01@latest", "--platform", "prod", "--new-name", "web-02").last
+    assert new["restored_vm"] != vm["id"]
+    assert lab.content("web-02", disk) == frozen
+    lab.write("web-01", disk, 0, b"gone wrong")
+    lab.switch("web-01", running=False)
+    back = site.call("restore", "web-01@latest", "--platform", "prod", "--differential", "--transport", "nbd").last
+    assert (back["restored_vm"], back["disks"][0]["mode"]) == (vm["id"], "differential")
+    assert lab.content("web-01", disk) == frozen
+
     assert site.call("cleanup").last["count"] == 0
     assert lab.left() == {}
 
