@@ -503,6 +503,30 @@ async def test_a_disk_goes_back_and_the_next_backup_knows(machine: Machine, repo
         assert [disk.tree for disk in second.disks] == [disk.tree for disk in first.disks]
 
 
+async def test_a_vm_goes_back_to_what_it_was(machine: Machine, repository: Repository) -> None:
+    async with (
+        Engine(repository) as engine,
+        QemuPlatform(machine.platform_settings()) as platform,
+        await open_export(machine.address("vda")) as guest,
+    ):
+        await guest.write(0, b"older" * 100_000)
+        older = await engine.backup_vm("web-01", platform=platform)
+        states = {older.id: await guest.read(0, 4 * MiB)}
+        await guest.zero(100_000, 1_000_000)
+        newer = await engine.backup_vm("web-01", platform=platform)
+        states[newer.id] = await guest.read(0, 4 * MiB)
+        await guest.write(3 * MiB - 7, b"what nobody wants")
+        for backup, mode, reason in ((newer, "differential", None), (older, "full", "bitmap-missing")):
+            result = await engine.restore_vm(backup.id, platform=platform, differential=True, verify_after=True)
+            assert [(disk.mode, disk.reason) for disk in result.disks] == [(mode, reason)] * 2
+            assert await guest.read(0, 4 * MiB) == states[backup.id]
+            assert mode == "full" or result.disks[0].bytes_written + result.disks[0].bytes_zero <= 2 * MiB
+        again = await engine.backup_vm("web-01", platform=platform)
+        assert [disk.mode for disk in again.disks] == ["incremental"] * 2
+        assert [disk.tree for disk in again.disks] == [disk.tree for disk in older.disks]
+        assert await made_by_us(machine) == []
+
+
 async def test_a_restore_that_cannot_be(machine: Machine, platform: QemuPlatform) -> None:
     with pytest.raises(UsageError, match="disk 'vda' has 4194304 bytes, the backup needs 4194305"):
         async with platform.restore("web-01", config=None, files={}, disks={"vda": 4 * MiB + 1}):
