@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         WritesLostError,
     )
     from .interfaces import (
+        AllocatedDisk,
         BackupSession,
         BackupStore,
         ChunkSink,
@@ -119,6 +120,7 @@ if TYPE_CHECKING:
 __version__ = _version.VERSION
 
 __all__ = [
+    "AllocatedDisk",
     "ArgumentError",
     "AuthenticationError",
     "BackupEstimate",
@@ -267,6 +269,7 @@ _MODULES = {
     ),
     # shapes, for those who write a platform, a store, a source or a sink
     "interfaces": (
+        "AllocatedDisk",
         "BackupSession",
         "BackupStore",
         "ChunkSink",

@@ -16,8 +16,17 @@ from . import badblocks
 from .audit import SEEDS, Sample, Stretch
 from .basis import Basis, Parent
 from .errors import CbtError, IntegrityError, SourceError, TlsError
-from .extents import chunks, with_also
-from .interfaces import BackupSession, BackupStore, DiskWriter, SnapshotDisk, SnapshotView, Source, SurveyedSource
+from .extents import chunks, with_also, zero_outside
+from .interfaces import (
+    AllocatedDisk,
+    BackupSession,
+    BackupStore,
+    DiskWriter,
+    SnapshotDisk,
+    SnapshotView,
+    Source,
+    SurveyedSource,
+)
 from .models import AuditRecord, DiskRecord, Extent, Frozen
 from .pipeline import transfer
 from .progress import Meter, Reporter
@@ -177,7 +186,7 @@ class DiskBackup:
             if basis.record is not None:
                 audited, audit = self._audit(basis.record, source.size, writer.chunk_size)
             plan = chunks(
-                source.extents(),
+                map_of(self._disk, source),
                 size=source.size,
                 chunk=writer.chunk_size,
                 alignment=source.block_size,
@@ -231,6 +240,12 @@ class DiskBackup:
             f"disk {self._disk.id!r}: the platform called {untold.length} bytes from {untold.offset} unchanged, and "
             f"they are not; it was read in full, and {len(suspects)} earlier backups are suspect"
         )
+
+
+def map_of(disk: SnapshotDisk, source: Source) -> AsyncIterator[Extent]:
+    """What is known of a frozen disk without reading it: by the map of its source, and by its platform."""
+    allocated = disk.allocated() if isinstance(disk, AllocatedDisk) else None
+    return source.extents() if allocated is None else zero_outside(source.extents(), allocated)
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from .backup import BackupRequest, chain_of
 from .basis import Basis, Parent
-from .diskbackup import GAP, changes, no_changes, opened_disk
+from .diskbackup import GAP, changes, map_of, no_changes, opened_disk
 from .errors import CbtError
 from .extents import Action, chunks
 from .interfaces import BackupStore, Platform, SnapshotDisk, Source
@@ -71,7 +71,7 @@ class Estimator:
         counts: Counter[Action] = Counter()
         async with changes(disk, basis, source.size, self._resources) as changed:
             plan = chunks(
-                source.extents(),
+                map_of(disk, source),
                 size=source.size,
                 chunk=self._store.chunk_size,
                 alignment=source.block_size,

@@ -188,6 +188,37 @@ async def with_also(changed: AsyncIterator[Extent], also: Sequence[Extent]) -> A
         yield extent
 
 
+async def zero_outside(
+    extents: AsyncIterator[Extent], allocated: AsyncIterator[Extent]
+) -> AsyncGenerator[Extent, None]:
+    """Extents of which everything outside of what is allocated reads as zeros.
+
+    ::
+
+        extents    aaaabbbb0000cccc
+        allocated  ..xxxx......xx..
+        gives      00aabb000000cc00
+    """
+    async with aclosing(_bounds(allocated)) as bounds:
+        cursor = _Cursor(bounds)
+        async for extent in extents:
+            position = extent.offset
+            while position < extent.end:
+                await cursor.skip_to(position)
+                if cursor.start > position:
+                    end = min(cursor.start, extent.end)
+                    yield Extent(position, end - position, zero=True, hole=extent.hole)
+                else:
+                    end = min(cursor.end, extent.end)
+                    yield extent._replace(offset=position, length=end - position)
+                position = end
+
+
+async def _bounds(extents: AsyncIterator[Extent]) -> AsyncGenerator[tuple[int, int], None]:
+    async for extent in extents:
+        yield extent.offset, extent.end
+
+
 _NOWHERE = 1 << 64  # beyond every disk: NBD sizes end at 2^63 - 1
 
 

@@ -216,6 +216,15 @@ class SnapshotDisk(Protocol):
         ...
 
 
+@runtime_checkable
+class AllocatedDisk(SnapshotDisk, Protocol):
+    """A frozen disk whose platform may be trusted about what was never written."""
+
+    def allocated(self) -> AsyncIterator[Extent] | None:
+        """Every range that may hold data, in order: all else reads as zeros and is not read. None if nobody tells."""
+        ...
+
+
 class SnapshotView(Protocol):
     """A snapshot while its context is open."""
 

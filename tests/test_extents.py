@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfasync.extents import Action, Step, align_down, align_up, chunks, pieces, with_also
+from sfasync.extents import Action, Step, align_down, align_up, chunks, pieces, with_also, zero_outside
 from sfasync.models import Extent
 
 
@@ -190,3 +190,22 @@ async def test_ranges_that_are_also_meant_come_in_order(
     found = [extent async for extent in with_also(stream(one), other)]
     assert [extent.offset for extent in found] == sorted(extent.offset for extent in one + other)
     assert sorted(found) == sorted(one + other)
+
+
+async def test_what_is_not_allocated_reads_as_zeros() -> None:
+    extents = extents_of("aaaabbbb0000cccc")
+    allocated = [Extent(2, 4), Extent(12, 2)]
+    found = [extent async for extent in zero_outside(stream(extents), stream(allocated))]
+    assert "".join(("0" if extent.zero else "x") * extent.length for extent in found) == "00xxxx000000xx00"
+
+
+@given(st.text("ab0-", max_size=40), st.text("x.", max_size=40))
+async def test_allocation_against_the_obvious_version(picture: str, allocated: str) -> None:
+    allocated = allocated[: len(picture)].ljust(len(picture), ".")
+    extents = extents_of(picture)
+    zero = {offset for extent in extents if extent.zero for offset in range(extent.offset, extent.end)}
+    found = [extent async for extent in zero_outside(stream(extents), stream(changed_of(allocated)))]
+    assert [extent.offset for extent in found[1:]] == [extent.end for extent in found[:-1]]
+    assert sum(extent.length for extent in found) == len(picture)
+    expected = zero | {offset for offset, letter in enumerate(allocated) if letter == "."}
+    assert {offset for extent in found if extent.zero for offset in range(extent.offset, extent.end)} == expected

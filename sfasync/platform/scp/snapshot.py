@@ -14,7 +14,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -25,12 +25,13 @@ from ...errors import LeaseLostError, PlatformError, UsageError, printable
 from ...models import Checkpoint, ExportAddress, Extent
 from . import eligible
 from .answers import Server, SnapshotDetails
+from .changes import ChangedMap
 from .disks import VmDisk, chosen, vm_disks
 from .journal import Entry, Run
 from .lease import Lease, leased
 from .making import make
 from .site import Site
-from .tracking import EXPIRED, Changes, begin_anew, changes_since, checkpoint_of, tracking
+from .tracking import EXPIRED, Changes, allocation, begin_anew, changes_since, checkpoint_of, extents_of, tracking
 from .undo import DESCRIPTION, named_snapshot, remove, undo_entry
 
 log = logging.getLogger("sfasync")
@@ -82,7 +83,7 @@ class Frozen:
 
 @dataclass(frozen=True, slots=True)
 class FrozenDisk:
-    """A `SnapshotDisk`."""
+    """An `AllocatedDisk`."""
 
     id: str
     size: int
@@ -90,6 +91,7 @@ class FrozenDisk:
     checkpoint: Checkpoint | None
     changes: Changes
     shares: Mapping[str, int]
+    written: ChangedMap | None = field(default=None, repr=False)
 
     @property
     def reason(self) -> str | None:
@@ -98,6 +100,10 @@ class FrozenDisk:
     def changed(self) -> AsyncIterator[Extent] | None:
         """What changed since the base, as the platform has proven it; None if it has not."""
         return self.changes.extents()
+
+    def allocated(self) -> AsyncIterator[Extent] | None:
+        """What was ever written, where the platform is trusted about that."""
+        return None if self.written is None else extents_of(self.written)
 
 
 class FrozenVm:
@@ -182,6 +188,11 @@ async def frozen_vm(
             entry = await take_snapshot(site, run, server, prefix_of(chain))
             frozen = await _details(site, server, entry, disks)
             changes = {disk.id: Changes(reason=EXPIRED) for disk in frozen.disks}
+        written = {
+            disk.id: await allocation(site, server, disk, frozen.details, tracked)
+            for disk in frozen.disks
+            if changes[disk.id].map is None
+        }
         lease = leased(
             site.api,
             run,
@@ -201,6 +212,7 @@ async def frozen_vm(
                     checkpoint_of(disk, frozen.details, tracked),
                     changes[disk.id],
                     site.shares(server, held, disk.storage_id),
+                    written.get(disk.id),
                 )
                 for disk in frozen.disks
             ]

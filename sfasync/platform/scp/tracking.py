@@ -25,6 +25,9 @@ log = logging.getLogger("sfasync")
 
 EXPIRED: Final = "cbt-expired"
 _NUMBER: Final = re.compile(r"[0-9]{1,20}")
+_EVERYTHING: Final = "0"
+"""The checkpoint since which all that was ever written has changed."""
+
 _OFF: Final = CbtStatus(is_enabled=False)
 
 
@@ -42,10 +45,11 @@ class Changes:
 
     def extents(self) -> AsyncIterator[Extent] | None:
         """The ranges that may have changed, in order; None if that is not known."""
-        return None if self.map is None else _extents(self.map)
+        return None if self.map is None else extents_of(self.map)
 
 
-async def _extents(changed: ChangedMap) -> AsyncIterator[Extent]:
+async def extents_of(changed: ChangedMap) -> AsyncIterator[Extent]:
+    """The ranges of a map, as extents."""
     for start, end in changed:
         yield Extent(start, end - start)
 
@@ -121,14 +125,27 @@ async def changes_since(
         if reason is None and not tracked.before.tracked(disk.id):
             reason = "no-cbt"
         changes[disk.id] = (
-            await _asked(site, server, disk, frozen, base[disk.id]) if reason is None else Changes(reason=reason)
+            await _asked(site, server, disk, frozen, base[disk.id].id) if reason is None else Changes(reason=reason)
         )
     return changes
 
 
-async def _asked(site: Site, server: Server, disk: VmDisk, frozen: SnapshotDetails, base: Checkpoint) -> Changes:
-    """What the platform says of one disk, if it proves it."""
-    ask = partial(_ask, site, server.id, disk.id, frozen.id, base.id)
+async def allocation(
+    site: Site, server: Server, disk: VmDisk, frozen: SnapshotDetails, tracked: Tracking
+) -> ChangedMap | None:
+    """What of a disk may hold data, where that is to be believed and the platform proves it; None for all of it.
+
+    Raises:
+        PlatformError: The platform does not answer.
+    """
+    if not site.settings.trust_allocation or checkpoint_of(disk, frozen, tracked) is None:
+        return None
+    return (await _asked(site, server, disk, frozen, _EVERYTHING)).map
+
+
+async def _asked(site: Site, server: Server, disk: VmDisk, frozen: SnapshotDetails, since: str) -> Changes:
+    """What the platform says of one disk since a checkpoint, if it proves it."""
+    ask = partial(_ask, site, server.id, disk.id, frozen.id, since)
     try:
         return Changes(await collect(ask, size=disk.size))
     except CbtExpiredError as error:

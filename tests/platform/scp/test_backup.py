@@ -169,6 +169,20 @@ async def test_without_tracking_there_are_only_full_backups(lab: Laboratory, jou
     assert lab.left() == {}
 
 
+async def test_what_was_never_written_need_not_be_read(lab: Laboratory, journal: Path, vm: str) -> None:
+    async with ScpPlatform(lab.settings(trust_allocation=True), directory=journal) as platform:
+        async with platform.snapshot(vm) as view:
+            found = {disk.id: disk.allocated() for disk in view.disks}
+            base = {disk.id: disk.checkpoint for disk in view.disks if disk.checkpoint is not None}
+            ranges = {name: [(e.offset, e.end) async for e in told] for name, told in found.items() if told is not None}
+        assert ranges == {"ide0": [(MiB, MiB + 64 * KiB)], "ide1": [(2 * MiB, 2 * MiB + 64 * KiB)]}
+        async with platform.snapshot(vm, base=base) as view:
+            assert {disk.allocated() for disk in view.disks} == {None}  # what changed says more
+    async with ScpPlatform(lab.settings(), directory=journal) as platform, platform.snapshot(vm) as view:
+        assert {disk.allocated() for disk in view.disks} == {None}
+    assert lab.left() == {}
+
+
 async def test_the_last_snapshot_may_be_kept(lab: Laboratory, journal: Path, engine: Engine, vm: str) -> None:
     async with ScpPlatform(lab.settings(keep_last_snapshot=True), directory=journal) as platform:
         kept = []
