@@ -60,11 +60,6 @@ class Gateway:
         self._conversations: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     @property
-    def alive(self) -> bool:
-        """Whether it listens."""
-        return self._server is not None
-
-    @property
     def connections(self) -> int:
         """Clients that are connected."""
         return len(self._conversations)

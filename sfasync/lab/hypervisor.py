@@ -57,7 +57,7 @@ class Hypervisor:
     # --- machines ----------------------------------------------------------------------------------------------------
 
     async def add(self, spec: MachineSpec, *, machine_id: str | None = None) -> Machine:
-        """Make a machine with empty disks."""
+        """Make a machine with empty disks; none if one of them cannot be."""
         machine = Machine(
             id=machine_id or str(uuid.uuid4()),
             number=self.inventory.next_number,
@@ -69,8 +69,13 @@ class Hypervisor:
             files=dict(spec.files),
         )
         self.inventory.next_number += 1
-        for size in spec.disks:
-            await self.add_disk(machine, machine.free_slot(), size)
+        try:
+            for size in spec.disks:
+                await self.add_disk(machine, machine.free_slot(), size)
+        except BaseException:
+            for disk in list(machine.disks):
+                await self.remove_disk(machine, disk)
+            raise
         self.inventory.machines.append(machine)
         self._save()
         return machine
@@ -78,8 +83,13 @@ class Hypervisor:
     async def add_disk(self, machine: Machine, disk_id: str, size: int) -> None:
         """Give a machine another disk, which is empty."""
         disk = Disk(id=disk_id, node=_node("disk"), size=size)
-        await self._storage.create(self._image(disk.node), size)
-        await self._storage.attach(disk.node, self._image(disk.node))
+        image = self._image(disk.node)
+        try:
+            await self._storage.create(image, size)
+            await self._storage.attach(disk.node, image)
+        except BaseException:
+            image.unlink(missing_ok=True)
+            raise
         machine.disks.append(disk)
         self._save()
 
@@ -180,12 +190,12 @@ class Hypervisor:
 
     async def remove_snapshot(self, machine: Machine, snapshot: Snapshot) -> None:
         """Remove a snapshot; what is served of it ends."""
+        machine.snapshots.remove(snapshot)  # first, so that nobody begins to serve it
+        self._save()
         for export in [export for export, (_, served) in self._served.items() if served == snapshot.id]:
             await self.withdraw(export)
         for disk_id in snapshot.disks:
             self._frozen(snapshot.id, disk_id).unlink(missing_ok=True)
-        machine.snapshots.remove(snapshot)
-        self._save()
 
     # --- changes -----------------------------------------------------------------------------------------------------
 

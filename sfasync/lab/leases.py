@@ -130,10 +130,10 @@ class Leases:
 
     async def admit(self, name: str) -> bool:
         """Whether an export is to be had; begins to serve it at the first time."""
-        lease = self._leases.get(name.partition("/")[0])
-        if lease is None or lease.status != "running":
-            return False
         async with self._serving:
+            lease = self._leases.get(name.partition("/")[0])
+            if lease is None or lease.status != "running":
+                return False
             return name in lease.exports or await self._serve(lease, name)
 
     async def watch(self) -> None:

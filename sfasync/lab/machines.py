@@ -164,11 +164,6 @@ class Machine:
         """Whether changes of some disk are."""
         return any(disk.bitmap is not None for disk in self.disks)
 
-    @property
-    def checkpoint(self) -> int:
-        """The last one."""
-        return self.version << 32 | self.number_of_checkpoints
-
     def disk(self, disk_id: str) -> Disk | None:
         """The disk of that id, if there is one."""
         return next((disk for disk in self.disks if disk.id == disk_id), None)

@@ -9,7 +9,8 @@ from typing import Final
 from ..errors import UsageError, printable
 
 FAULTS: Final[Mapping[str, str]] = {
-    "unauthorized": "a call is answered with 401, as if the token had expired",
+    "unauthorized": "a call is answered with 401",
+    "token-expired": "whoever is logged in, is not any more",
     "rate-limited": "a call is answered with 429 and Retry-After: 1",
     "unavailable": "a call is answered with 503",
     "echo-credentials": "a call fails with 500, and the message repeats the caller's credentials",

@@ -9,6 +9,7 @@ import os
 import time
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -26,9 +27,15 @@ SNAPSHOTS = "/janus/20210725/servers/{}/snapshots"
 
 
 @pytest.fixture
-async def lab() -> AsyncIterator[Lab]:
+def directory(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+@pytest.fixture
+async def lab(directory: Path) -> AsyncIterator[Lab]:
     require("qemu-storage-daemon")
-    async with Lab([MachineSpec(name="web-01", disks=(64 * MiB, 2 * GiB + 512))], lease_speed=100) as running:
+    machine = MachineSpec(name="web-01", disks=(64 * MiB, 2 * GiB + 512))
+    async with Lab([machine], directory=directory, lease_speed=100) as running:
         yield running
 
 
@@ -63,8 +70,11 @@ async def test_log_in(lab: Lab) -> None:
         token = answer.json()["data"]["access"]["token"]
         assert token["expires"] > token["issued_at"]
         await platform.server("web-01")
-        lab.accounts.expire_tokens()
-        assert (await platform.refused("GET", f"{S24}/servers"))[0] == 401
+        lab.misbehave("token-expired")
+        for _ in range(2):
+            assert (await platform.refused("GET", f"{S24}/servers"))[0] == 401
+        await platform.log_in(lab.accounts.user, lab.accounts.password)
+        await platform.server("web-01")
 
 
 @pytest.mark.parametrize("kind", [hashes.SHA1(), hashes.SHA256()])  # noqa: S303
@@ -293,7 +303,7 @@ async def test_exports_end_with_the_lease(lab: Lab, platform: Caller) -> None:
 # --- VMs -------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_vm_from_the_configuration_of_a_snapshot(lab: Lab, platform: Caller) -> None:
+async def test_a_vm_from_the_configuration_of_a_snapshot(lab: Lab, platform: Caller, directory: Path) -> None:
     server = await platform.server("web-01")
     snapshot = await platform.snapshot(server)
     config = (await platform.call("GET", f"{S18}/servers/{server}/snapshots/{snapshot}"))["vmconf"]
@@ -312,7 +322,12 @@ async def test_a_vm_from_the_configuration_of_a_snapshot(lab: Lab, platform: Cal
     sizes = {disk.id: disk.size for disk in lab.vm("copy").machine.disks}
     assert sizes == {"ide0": GiB, "ide1": 2 * GiB + 512, "ide3": 2 * GiB}
     assert (await platform.refused("POST", f"{S18}/servers/config", json=body | {"az_id": "nowhere"}))[0] == 400
+    too_large = body | {"hardware_option": {"disks": [*disks, {"device_id": "ide4", "size_gb": 1e15}]}}
+    refused = await platform.call("POST", f"{S18}/servers/config", json=too_large)
+    assert (await platform.end_of(refused["task_id"]))["status"] == "failure"
+    assert len(lab.vms) == 2
     await platform.done("DELETE", f"{S18}/servers/{made['uuid']}", json={"force": 1})
+    assert len(list(directory.glob("*.qcow2"))) == 4  # two disks, and two of the snapshot
     assert (await platform.refused("GET", f"{S24}/servers/{made['uuid']}"))[0] == 404
 
 

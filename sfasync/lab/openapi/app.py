@@ -83,6 +83,8 @@ class _Endpoint:
         due = self._site.misbehaviour.due
         if self._operation.open:
             return
+        if due("token-expired", call.path):
+            self._site.accounts.expire_tokens()
         for name, location in (
             ("redirect-http", f"http://{call.headers.get('host', '')}{call.path}"),
             ("redirect-host", f"https://elsewhere.invalid{call.path}"),
