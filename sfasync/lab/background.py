@@ -48,7 +48,7 @@ async def start(home: Home, machines: Sequence[str]) -> Running:
     require_tools("the lab", TOOLS)
     for machine in machines:
         MachineSpec.parse(machine)
-    if home.running() is not None:
+    if home.alive():
         raise StateError(f"a lab runs in {printable(str(home.path))}; sfasync lab down ends it")
     home.make()
     if not machines and not Inventory.load(home.machines).machines:
@@ -77,18 +77,21 @@ async def stop(home: Home, *, keep: bool) -> bool:
     Raises:
         StateError: It does not end.
     """
-    running = home.running()
-    if running is not None:
-        with suppress(ProcessLookupError):
-            os.kill(running.pid, signal.SIGTERM)
-        deadline = time.monotonic() + _STOP_SECONDS
-        while home.running() is not None:
-            if time.monotonic() > deadline:
-                raise StateError(f"the lab (process {running.pid}) does not end; see {home.log}")
-            await asyncio.sleep(_PAUSE)
+    ran = home.alive()
+    told: int | None = None
+    deadline = time.monotonic() + _STOP_SECONDS
+    while home.alive():
+        running = home.running()
+        if running is not None and running.pid != told:
+            told = running.pid
+            with suppress(ProcessLookupError):
+                os.kill(told, signal.SIGTERM)
+        if time.monotonic() > deadline:
+            raise StateError(f"the lab (process {told}) does not end; see {home.log}")
+        await asyncio.sleep(_PAUSE)
     if not keep:
         home.remove()
-    return running is not None
+    return ran
 
 
 def _spawn(home: Home, machines: Sequence[str]) -> subprocess.Popen[bytes]:

@@ -110,16 +110,14 @@ class Home:
         finally:
             os.close(fd)
 
+    def alive(self) -> bool:
+        """Whether a lab runs here, or is beginning or ending to."""
+        return self._look()[0]
+
     def running(self) -> Running | None:
-        """The lab that runs here."""
-        try:
-            fd = os.open(self.path / "lab.pid", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return None
-        try:
-            return None if _is_free(fd) else _said(fd)
-        finally:
-            os.close(fd)
+        """The lab that runs here; None as well while it begins or ends."""
+        alive, said = self._look()
+        return said if alive else None
 
     def remove(self) -> None:
         """Remove what a lab that has ended kept here, and the directory if nothing else is in it.
@@ -136,6 +134,17 @@ class Home:
         shutil.rmtree(self.machines, ignore_errors=True)
         with suppress(OSError):  # it has something else in it, or was not there
             self.path.rmdir()
+
+    def _look(self) -> tuple[bool, Running | None]:
+        """Whether somebody has the lock, and what is said of who has or had it."""
+        try:
+            fd = os.open(self.path / "lab.pid", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False, None
+        try:
+            return not _is_free(fd), _said(fd)
+        finally:
+            os.close(fd)
 
 
 def _is_free(fd: int) -> bool:
