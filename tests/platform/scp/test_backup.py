@@ -80,6 +80,24 @@ def bytes_read(backup: BackupResult) -> int:
 # --- what is read, and why -------------------------------------------------------------------------------------------
 
 
+async def test_a_vm_gets_back_what_has_changed_since_its_backup(
+    lab: Laboratory, platform: ScpPlatform, engine: Engine, vm: str
+) -> None:
+    backup = await engine.backup_vm(vm, platform=platform)
+    truth = {disk: lab.content(vm, disk) for disk in ("ide0", "ide1")}
+    lab.write(vm, "ide0", 3 * MiB + 5, b"spoilt")
+    with pytest.raises(SfasyncError, match=r"runs|running|power|off"):
+        await engine.restore_vm(backup.id, platform=platform, differential=True)
+    lab.switch(vm, running=False)
+    result = await engine.restore_vm(backup.id, platform=platform, differential=True, verify_after=True)
+    assert {(disk.mode, disk.reason) for disk in result.disks} == {("differential", None)}
+    assert sum(disk.bytes_written + disk.bytes_zero for disk in result.disks) == MiB
+    assert {disk: lab.content(vm, disk) for disk in truth} == truth
+    copy = await engine.restore_vm(backup.id, platform=platform, new_name=f"{vm[:30]}-copy")
+    assert copy.restored_vm not in (None, result.restored_vm)
+    assert {disk: lab.content(f"{vm[:30]}-copy", disk) for disk in truth} == truth
+
+
 async def test_incrementals_follow_the_guest(lab: Laboratory, platform: ScpPlatform, engine: Engine, vm: str) -> None:
     first = await engine.backup_vm(vm, platform=platform)
     assert {mode for mode, _ in modes(first).values()} == {"full"}
