@@ -19,15 +19,15 @@ from sfasync.nbd.uri import parse_uri
 from sfasync.platform.qemu.monitor import CommandError, Monitor, open_monitor
 from sfasync.platform.qemu.names import BitmapName
 from sfasync.platform.qemu.platform import QemuPlatform
-from sfasync.platform.qemu.settings import QemuNbd, QemuSettings
+from sfasync.platform.qemu.settings import QemuNbd, QemuSettings, QemuVm
 from sfasync.platform.qemu.snapshot import QemuSnapshot
 from sfasync.tasks import cancelled
 from sfasync.transport.export import Export, open_export
 from sfasync.units import GiB, KiB, MiB
 from tests.support.memory import MemoryDisk
 from tests.support.power import tmpfs
-from tests.support.qemu import TIMEOUTS, Machine, bitmaps, daemon, made_by_us, system
-from tests.support.servers import Server, free_port
+from tests.support.qemu import TIMEOUTS, Machine, bitmaps, create_image, daemon, made_by_us, system
+from tests.support.servers import Server, free_port, system_emulator
 
 SIZES = {"vda": 4 * MiB, "vdb": 2 * MiB}
 
@@ -457,10 +457,40 @@ async def test_disks_that_are_named_in_the_settings(machine: Machine) -> None:
         with pytest.raises(UsageError, match="disk 'system': there is no device or node 'none'"):
             async with platform.snapshot("web-01"):
                 pytest.fail("there is no such node")
+    async with QemuPlatform(machine.platform_settings(disks={"system": "vdb", "data": "vdb"})) as platform:
+        with pytest.raises(UsageError, match="2 disks in the configuration that are 'vdb'"):
+            async with platform.snapshot("web-01"):
+                pytest.fail("they are one")
     async with QemuPlatform(machine.platform_settings()) as platform:
         with pytest.raises(UsageError, match="no VM 'web-02' in the configuration; there are 'web-01'"):
             async with platform.snapshot("web-02"):
                 pytest.fail("there is no such VM")
+
+
+async def test_disks_of_a_guest_are_called_after_its_devices(tmp_path: Path) -> None:
+    arguments: list[str | Path] = ["-device", "virtio-scsi-pci"]
+    for name in ("one", "two", "three", "four"):
+        create_image(tmp_path / f"{name}.raw", MiB)
+        arguments += ["-drive", f"if=none,id={name},format=raw,file={tmp_path / name}.raw"]
+    create_image(tmp_path / "five.qcow2", MiB)
+    arguments += ["-blockdev", f"driver=qcow2,node-name=five,file.driver=file,file.filename={tmp_path}/five.qcow2"]
+    for device in ("scsi-hd,drive=one,id=sda", "virtio-blk-pci,drive=two", "virtio-blk-pci,drive=five"):
+        arguments += ["-device", device]
+    arguments += ["-device", "scsi-cd,drive=three,id=cd"]
+    with system_emulator(*arguments) as server:
+        assert server.qmp is not None
+        settings = QemuVm(socket=server.qmp, directory=server.qmp.parent)
+        async with QemuPlatform(QemuSettings(vms={"web-01": settings}, timeouts=TIMEOUTS)) as platform:
+            listed = (await platform.vms())[0]
+            assert [disk.id for disk in listed.disks] == ["one", "two", "five"], (
+                "no medium that can be changed, no drive that nobody has"
+            )
+        renamed = replace(settings, disks={"a": "sda", "b": "two", "c": "five"})
+        async with (
+            QemuPlatform(QemuSettings(vms={"web-01": renamed}, timeouts=TIMEOUTS)) as platform,
+            platform.snapshot("web-01") as view,
+        ):
+            assert [disk.id for disk in view.disks] == ["a", "b", "c"]
 
 
 async def test_files_are_kept_with_the_disks(machine: Machine, repository: Repository, tmp_path: Path) -> None:

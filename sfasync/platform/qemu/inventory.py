@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from ...errors import BusyError, PlatformError, UsageError, printable
+from ...errors import BusyError, UsageError, printable
 from .monitor import Monitor
 from .names import OURS
 
@@ -63,6 +63,20 @@ class _Device(msgspec.Struct, frozen=True, rename="kebab"):
     qdev: str = ""
     inserted: Node | None = None
 
+    @property
+    def names(self) -> list[str]:
+        """What the user has called it: by its own name, or by the id of the guest's device.
+
+        That is ``vda`` for the path ``/machine/peripheral/vda/virtio-backend``.
+        """
+        match = re.fullmatch(r"/machine/peripheral/([^/]+)(?:/.*)?|([^/]+)", self.qdev)
+        return [name for name in (self.device, *(match.groups() if match is not None else ())) if name]
+
+    @property
+    def place(self) -> str:
+        """The device, for messages."""
+        return self.qdev or self.device
+
 
 class Export(msgspec.Struct, frozen=True, rename="kebab"):
     """An export (QAPI, BlockExportInfo)."""
@@ -114,26 +128,25 @@ async def disks(monitor: Monitor, vm: str, chosen: Mapping[str, str]) -> list[Di
         chosen: Devices or nodes by disk id; empty for all.
 
     Raises:
-        UsageError: One of those chosen is not there, is read-only, or cannot be named.
+        UsageError: One of those chosen is not there, is read-only, or is chosen twice; or one cannot be named.
         BusyError: A backup goes on through another monitor of this QEMU.
     """
-    devices, served, known = await asyncio.gather(
-        monitor.ask("query-block", tuple[_Device, ...]), exports(monitor), nodes(monitor)
-    )
-    by_name = {node.node_name: node for node in known}
-    attached = [device for device in devices if device.inserted is not None and not device.removable]
-    _refuse_foreign(vm, [export.node_name for export in served] + [_node(device).node_name for device in attached])
+    devices = await monitor.ask("query-block", tuple[_Device, ...])
+    served = await exports(monitor)
+    known = {node.node_name: node for node in await nodes(monitor)}
+    attached = [(device, device.inserted) for device in devices if device.inserted is not None and not device.removable]
+    _refuse_foreign(vm, [export.node_name for export in served] + [node.node_name for _, node in attached])
     if chosen:
-        places = {name: device for device in attached for name in _names(device)}
-        holders = {_node(device).node_name: device for device in attached}
-        return [_chosen(vm, disk, name, places, holders, by_name) for disk, name in chosen.items()]
-    found = [_of_device(vm, device, by_name) for device in attached if not _node(device).ro]
-    taken = {disk.node.node_name for disk in found}
-    for export in served:
-        node = by_name.get(export.node_name)
-        if node is not None and not node.ro and node.node_name not in taken:
-            taken.add(node.node_name)
-            found.append(Disk(_id(vm, node.node_name), node))
+        places: dict[str, tuple[Node, str | None]] = {name: (node, None) for name, node in known.items()}
+        for device, node in attached:
+            places |= dict.fromkeys((*device.names, node.node_name), (node, device.place))
+        found = [_chosen(vm, disk, name, places) for disk, name in chosen.items()]
+    else:
+        found = [Disk(_id(vm, device, node), node, device.place) for device, node in attached]
+        taken = {disk.node.node_name for disk in found}
+        exported = [name for name in dict.fromkeys(export.node_name for export in served) if name not in taken]
+        found += [Disk(_id(vm, None, known[name]), known[name]) for name in exported if name in known]
+        found = [disk for disk in found if not disk.node.ro]
     _refuse_twins(vm, found)
     return found
 
@@ -156,32 +169,12 @@ def wanted(vm: str, known: list[Disk], ids: Iterable[str] | None) -> list[Disk]:
     return [by_id[disk] for disk in ids]
 
 
-def _node(device: _Device) -> Node:
-    assert device.inserted is not None, "only devices with a medium are looked at"
-    return device.inserted
+def _id(vm: str, device: _Device | None, node: Node) -> str:
+    """What a disk is called: a name that stays the same from one start of QEMU to the next.
 
-
-def _names(device: _Device) -> list[str]:
-    """What a device may be called: its own name, or the id of the guest's device."""
-    return [name for name in (device.device, _device_id(device.qdev), device.qdev) if name]
-
-
-def _device_id(path: str) -> str:
-    """The id that the user gave to a device: ``vda`` for ``vda`` and ``/machine/peripheral/vda/virtio-backend``."""
-    match = re.fullmatch(r"/machine/peripheral/([^/]+)(/.*)?", path)
-    return match[1] if match else "" if path.startswith("/") else path
-
-
-def _of_device(vm: str, device: _Device, by_name: Mapping[str, Node]) -> Disk:
-    node = by_name.get(_node(device).node_name, _node(device))
-    name = next(iter(_names(device)), "")
-    if name.startswith("/"):  # a device without an id: its place may be another tomorrow
-        name = node.node_name
-    return Disk(_id(vm, name), node, device.qdev or device.device)
-
-
-def _id(vm: str, name: str) -> str:
-    """A name that stays the same from one start of QEMU to the next."""
+    A device without an id has none: its place may be another tomorrow.
+    """
+    name = next(iter(device.names), node.node_name) if device is not None else node.node_name
     if not name or name.startswith("#"):
         raise UsageError(
             f"VM {vm!r}: a disk has neither a device with an id nor a node with a name; give it one, "
@@ -190,23 +183,13 @@ def _id(vm: str, name: str) -> str:
     return name
 
 
-def _chosen(
-    vm: str,
-    disk: str,
-    name: str,
-    places: Mapping[str, _Device],
-    holders: Mapping[str, _Device],
-    by_name: Mapping[str, Node],
-) -> Disk:
-    device = places.get(name) or holders.get(name)
-    node = by_name.get(name if device is None else _node(device).node_name)
-    if node is None and device is not None:
-        node = _node(device)
-    if node is None:
+def _chosen(vm: str, disk: str, name: str, places: Mapping[str, tuple[Node, str | None]]) -> Disk:
+    if name not in places:
         raise UsageError(f"VM {vm!r}: disk {disk!r}: there is no device or node '{printable(name)}'", disk=disk)
+    node, attached = places[name]
     if node.ro:
         raise UsageError(f"VM {vm!r}: disk {disk!r}: '{printable(name)}' is read-only", disk=disk)
-    return Disk(disk, node, None if device is None else device.qdev or device.device)
+    return Disk(disk, node, attached)
 
 
 def _refuse_foreign(vm: str, names: list[str]) -> None:
@@ -219,7 +202,12 @@ def _refuse_foreign(vm: str, names: list[str]) -> None:
 
 
 def _refuse_twins(vm: str, found: list[Disk]) -> None:
-    ids = [disk.id for disk in found]
-    for disk in found:
-        if ids.count(disk.id) > 1:
-            raise PlatformError(f"VM {vm!r} has two disks {disk.id!r}; name its disks in the configuration")
+    for kind, names in (
+        ("disks called", [disk.id for disk in found]),
+        ("disks in the configuration that are", [disk.node.node_name for disk in found]),
+    ):
+        for name, count in Counter(names).items():
+            if count > 1:
+                raise UsageError(
+                    f"VM {vm!r} has {count} {kind} {printable(name)!r}; name each in the configuration once"
+                )
