@@ -21,6 +21,7 @@ Id = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:-]{0,199}\Z
 MB = 1 << 20
 GB = 1 << 30
 
+_MAX_CONFIG = 1 << 20
 _MAX_DEPTH = 64
 
 
@@ -340,6 +341,8 @@ def snapshot_details(raw: msgspec.Raw, operation: str) -> SnapshotDetails:
     if "vmconf" not in members:
         raise malformed(operation, "there is no vmconf")
     config = bytes(members["vmconf"])
+    if len(config) > _MAX_CONFIG:
+        raise malformed(operation, f"a vmconf of {len(config)} bytes is none")
     if not _within(_MAX_DEPTH, decoded(config, object, operation)):  # it is kept, and read long after, by others
         raise malformed(operation, f"the vmconf is nested more than {_MAX_DEPTH} deep")
     conf = _named(decoded(config, dict[str, msgspec.Raw], operation))

@@ -19,7 +19,8 @@ from .patience import PACE
 from .settings import ScpSettings
 
 _MAX_PAGES: Final = 1000
-_MAX_LIST: Final = 8 * MAX_BODY
+_MAX_ITEMS: Final = 100_000
+_MAX_LIST: Final = 4 * MAX_BODY
 """Bytes of all pages of a list."""
 
 
@@ -169,7 +170,7 @@ class ScpClient:
             following = _number(page.next_page_num, operation)
             if following is None:
                 return list(found.values())
-            if following <= number or len(found) == before or read > _MAX_LIST:
+            if following <= number or len(found) == before or read > _MAX_LIST or len(found) > _MAX_ITEMS:
                 break
             number = following
         raise malformed(operation, "the list does not come to an end")

@@ -61,7 +61,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     cluster_id: str | None = None
     storage_id: str | None = None
     encrypted: bool = False
-    cipher: Mapping[str, object] | None = None
+    cipher: object = None
     platform: str | None = None
     sfasync: str = VERSION
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -17,6 +17,10 @@ _RUNNING: Final = ("waiting", "doing", "canceling")
 _PROGRESS_FAILED: Final = -1
 _FIRST_LOOK: Final = 0.25
 _SUBTASKS: Final = 3
+_ENTITIES_LIMIT: Final = 1 << 16
+"""Bytes."""
+
+_NOTHING: Final = msgspec.Raw(b"null")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +39,7 @@ class Entities:
     sub_tasks: tuple[SubTask, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class Task(msgspec.Struct, frozen=True, kw_only=True):
     """A task.
 
     Attributes:
@@ -53,7 +56,7 @@ class Task:
     action: str | None = None
     description: str | None = None
     object_id: str | None = None
-    entities: Any = None
+    entities: msgspec.Raw = _NOTHING
 
     @property
     def failed(self) -> bool:
@@ -73,9 +76,11 @@ class Task:
 
     def _parts(self) -> tuple[SubTask, ...]:
         """The tasks that it is made of. Nothing but words hangs on them: of another shape, they are passed over."""
+        if len(memoryview(self.entities)) > _ENTITIES_LIMIT:
+            return ()
         try:
-            return msgspec.convert(self.entities, Entities, strict=False).sub_tasks or ()
-        except msgspec.ValidationError:
+            return msgspec.json.decode(self.entities, type=Entities, strict=False).sub_tasks or ()
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
             return ()
 
 

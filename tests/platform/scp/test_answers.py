@@ -115,7 +115,12 @@ def test_snapshots_that_cannot_be(changes: dict[str, Any]) -> None:
 
 
 def test_a_configuration_that_nobody_could_read_later() -> None:
-    for conf in (b'{"a": "\xff"}', b'{"a": ' + b"[" * 64 + b"]" * 64 + b"}", b"[" * 10**6):
+    for conf in (
+        b'{"a": "\xff"}',
+        b'{"a": ' + b"[" * 64 + b"]" * 64 + b"}",
+        b"[" * 10**6,
+        b'["' + b"x" * (1 << 20) + b'"]',
+    ):
         with pytest.raises(PlatformError):
             snapshot_details(msgspec.Raw(b'{"id": "s", "vmconf":' + conf + b"}"), "snapshot")
 

@@ -51,6 +51,7 @@ async def test_tasks_that_fail(platform: FakePlatform) -> None:
             r"task 'snapshot' has failed.*: no space",
         ),
         (task("doing", -1), r"\(doing\)"),
+        (task("failure", entities={"sub_tasks": [{"status": "failure"}] * 10_000}), r"\(failure\)$"),
         (task("failure", entities=["of", "another", "shape"]), r"\(failure\)"),
         (task("canceled"), r"\(canceled\)"),
         (task("failure", -1, entities=parts), r"disk\\nfull \*\*\*$"),
