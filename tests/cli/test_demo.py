@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -70,6 +71,7 @@ def test_shows_the_main_job_and_cleans_up(place: Path) -> None:
     for step in STEPS:
         position = told.index(f"\n{step}", position)
     assert told.count("Images are identical.") == 2
+    assert re.search(r"ide0 +differential +3 MiB of 1 GiB written", told)
     assert "0 snapshots, 0 backup resources, 0 exports" in told
     assert list(place.iterdir()) == []
     assert processes_left(place) == []

@@ -19,8 +19,8 @@ def command(output: Output, keep: bool) -> int:
     """Show the main job on a platform of this machine's own, in less than a minute.
 
     Starts a lab (sfasync lab) with a VM that has two disks of generated files; makes a full backup, a change and an
-    incremental backup, lists and verifies them, gives the VM its disks back and compares every byte. Cleans up after
-    itself, also on Ctrl-C.
+    incremental backup, lists and verifies them, gives the VM back what has changed and compares every byte. Cleans up
+    after itself, also on Ctrl-C.
     """
     return perform(output, lambda: _demo(output, keep))
 
