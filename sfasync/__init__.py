@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     )
     from .jobs import Job
     from .models import (
+        AuditRecord,
         BackupEstimate,
         BackupResult,
         Checkpoint,
@@ -122,6 +123,7 @@ __version__ = _version.VERSION
 __all__ = [
     "AllocatedDisk",
     "ArgumentError",
+    "AuditRecord",
     "AuthenticationError",
     "BackupEstimate",
     "BackupNotFoundError",
@@ -236,6 +238,7 @@ _MODULES = {
     "resolvers": ("EndpointTemplate", "TableResolver"),
     # records
     "models": (
+        "AuditRecord",
         "BackupEstimate",
         "BackupResult",
         "Checkpoint",
