@@ -63,7 +63,7 @@ async def back_up_twice(machine: Machine, place: Path, number: int, *, clean: bo
             await engine.restore_vm(result.id, to_disks={"vda": target})
             assert bytes(target.content) == await guest.read(0, SIZE)
         assert await made_by_us(machine) == []
-        assert len(await bitmaps(machine, "vda")) == 1
+        assert len(await bitmaps(machine, "vda")) == 2  # and its seal
     assert machine.settings.directory is not None
     assert list(machine.settings.directory.glob("sfasync-*")) == []
 

@@ -220,7 +220,7 @@ async def test_backups_that_fail_for_ever_do_not_fill_the_disk_with_bitmaps(
             assert view.disks[0].reason is None, "the base is not one of those that go"
     chain = BitmapName.parse(base["vda"].id)
     assert chain is not None
-    assert len([name for name in await bitmaps(machine, "vda") if f"-{chain.chain}-" in name]) == 10
+    assert len([name for name in await bitmaps(machine, "vda") if f"-{chain.chain}-" in name]) == 11
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ async def test_qemu_ends(
                 assert first.disks[0].mode == ("incremental" if mode == "incremental" else "full")
                 assert first.disks[0].reasons == (() if mode == "incremental" else (mode,))
                 assert second.disks[0].mode == "incremental"
-                assert len(await bitmaps(machine, "vda")) == 1, "what is of no use is removed"
+                assert len(await bitmaps(machine, "vda")) == 2, "but for one and its seal, what is of no use is removed"
                 async with await open_export(machine.address("vda")) as guest:
                     target = MemoryDisk(bytes(2 * MiB))
                     await engine.restore_vm(first.id, to_disks={"vda": target})
@@ -280,8 +280,7 @@ async def test_a_resized_disk(repository: Repository, tmp_path: Path, size: int)
                 await engine.backup_vm("web-01", platform=platform)
             async with await open_export(machine.address("vda")) as guest:
                 await guest.write(MiB - 4, b"at a border")
-        command: list[str | Path] = ["qemu-img", "resize", "-q", "--shrink", tmp_path / "vda.qcow2", str(size)]
-        subprocess.run(command, check=True)
+        resize(tmp_path / "vda.qcow2", size)
         with daemon({"vda": size}, directory=tmp_path) as machine:
             async with QemuPlatform(machine.platform_settings()) as platform:
                 result = await engine.backup_vm("web-01", platform=platform)
@@ -290,6 +289,44 @@ async def test_a_resized_disk(repository: Repository, tmp_path: Path, size: int)
             await engine.restore_vm(result.id, to_disks={"vda": target})
             async with await open_export(machine.address("vda")) as guest:
                 assert bytes(target.content) == await guest.read(0, size)
+
+
+@pytest.mark.parametrize("before", [[], [4 * MiB]], ids=["as-made", "grown-before"])
+async def test_a_disk_that_was_smaller_in_between(repository: Repository, tmp_path: Path, before: list[int]) -> None:
+    """What was cut off is in no bitmap: at the old size again, it has zeros that nobody is said to have written."""
+    size = 4 * MiB if before else 3 * MiB
+    async with Engine(repository) as engine:
+        with daemon({"vda": 3 * MiB}, directory=tmp_path) as machine:
+            async with QemuPlatform(machine.platform_settings()) as platform:
+                await engine.backup_vm("web-01", platform=platform)
+        resize(tmp_path / "vda.qcow2", *before)
+        with daemon({"vda": size}, directory=tmp_path) as machine:
+            async with QemuPlatform(machine.platform_settings()) as platform:
+                async with await open_export(machine.address("vda")) as guest:
+                    await guest.write(size - MiB, b"data" * (MiB // 4))
+                first = await engine.backup_vm("web-01", platform=platform)
+                assert first.disks[0].mode == "incremental"
+        resize(tmp_path / "vda.qcow2", size - MiB // 2, size)
+        with daemon({"vda": size}, directory=tmp_path) as machine:
+            async with QemuPlatform(machine.platform_settings()) as platform:
+                base = {disk.id: disk.checkpoint for disk in first.disks if disk.checkpoint}
+                async with platform.restore("web-01", config=None, files={}, disks={"vda": size}, since=base) as target:
+                    assert target.disks["vda"].reason == "disk-resized"
+                    assert target.disks["vda"].changed() is None
+                second = await engine.backup_vm("web-01", platform=platform)
+                third = await engine.backup_vm("web-01", platform=platform)
+            assert (second.disks[0].mode, second.disks[0].reasons) == ("full", ("disk-resized",))
+            assert third.disks[0].mode == "incremental"
+            async with await open_export(machine.address("vda")) as guest:
+                for result in (second, third):
+                    restored = MemoryDisk(b"\xff" * size)
+                    await engine.restore_vm(result.id, to_disks={"vda": restored})
+                    assert bytes(restored.content) == await guest.read(0, size)
+
+
+def resize(path: Path, *sizes: int) -> None:
+    for size in sizes:
+        subprocess.run(["qemu-img", "resize", "-q", "--shrink", path, str(size)], check=True)
 
 
 # --- who is there ----------------------------------------------------------------------------------------------------
@@ -334,7 +371,7 @@ async def test_a_server_that_is_running_has_to_be_told(machine: Machine) -> None
 
 @pytest.mark.parametrize("kind", ["unix", "tls"])
 async def test_a_server_of_our_own(kind: str, certificates: Path, repository: Repository) -> None:
-    with system({"vda": MiB}, exported=False) as machine:
+    with system({"vda": 2 * MiB}, exported=False) as machine:
         nbd = QemuNbd()
         if kind == "tls":
             tls = parse_uri(f"nbds://localhost/?tls-certificates={certificates}").tls
@@ -376,7 +413,7 @@ async def tunnel(socket: Path) -> AsyncIterator[int]:
 
 async def test_a_qemu_on_another_host(certificates: Path, repository: Repository) -> None:
     """Its files cannot be removed from here: they are left empty."""
-    with system({"vda": MiB}, exported=False) as machine:
+    with system({"vda": 2 * MiB}, exported=False) as machine:
         assert machine.server.qmp is not None
         tls = parse_uri(f"nbds://localhost/?tls-certificates={certificates}").tls
         nbd = QemuNbd(host="localhost", port=free_port(), credentials=certificates, tls=tls)

@@ -10,13 +10,14 @@ end with QEMU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from ...models import Checkpoint
 from .inventory import Bitmap, Disk, Node
 from .names import BitmapName
+from .seal import doubt, seals
 
 _MOST: Final = 8
 """Bitmaps of one chain on one disk. There are more than two only where backups failed one after another."""
@@ -31,7 +32,8 @@ class Plan:
         new: The bitmap that records from the snapshot on.
         base: The one that has recorded since the base; None where there is none of use.
         reason: Why there is none, as a short code.
-        useless: Bitmaps of the chain that are good for nothing any more.
+        useless: Bitmaps of the chain that are good for nothing any more, and seals of lines that have none.
+        sealed: Whether the disk has the seal that belongs to `new`.
     """
 
     disk: Disk
@@ -39,6 +41,7 @@ class Plan:
     base: Bitmap | None
     reason: str | None
     useless: tuple[str, ...]
+    sealed: bool
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -59,12 +62,14 @@ def plan(disk: Disk, others: Sequence[Disk], chain: str, base: Checkpoint | None
     ours = of_chain(disk.node, chain)
     broken = [found.name for found in ours if found.inconsistent]
     spare = [found.name for found in ours if not found.inconsistent and (base is None or found.name != base.id)]
+    gone = (*broken, *spare[: max(0, len(spare) - _MOST)])
     return Plan(
         disk,
         BitmapName.new(chain, known.lineage if known is not None else None),
         bitmap,
         reason,
-        (*broken, *spare[: max(0, len(spare) - _MOST)]),
+        (*gone, *_unneeded_seals(disk, chain, gone)),
+        sealed=bitmap is not None and base is not None and base.size == disk.size,
     )
 
 
@@ -90,7 +95,10 @@ def usable(
         return None, "disk-replaced" if elsewhere else "bitmap-missing"
     if not found.usable:
         return None, "bitmap-inconsistent"
-    return (None, "bitmap-busy") if found.busy else (found, None)
+    if found.busy:
+        return None, "bitmap-busy"
+    reason = doubt(disk, name, base.size)
+    return (found, None) if reason is None else (None, reason)
 
 
 def copying(node: str, bitmap: Bitmap, copy: str) -> list[dict[str, object]]:
@@ -105,3 +113,10 @@ def of_chain(node: Node, chain: str) -> list[Bitmap]:
     named = ((BitmapName.parse(bitmap.name), bitmap) for bitmap in node.dirty_bitmaps)
     ours = [(name.when, bitmap) for name, bitmap in named if name is not None and name.chain == chain]
     return [bitmap for _, bitmap in sorted(ours, key=lambda entry: (entry[0], entry[1].name))]
+
+
+def _unneeded_seals(disk: Disk, chain: str, gone: Collection[str]) -> list[str]:
+    """The seals of a chain whose lines have no bitmap once some are gone."""
+    names = (BitmapName.parse(bitmap.name) for bitmap in of_chain(disk.node, chain) if bitmap.name not in gone)
+    lines = {name.lineage for name in names if name is not None}
+    return [bitmap.name for name, bitmap in seals(disk.node, chain) if name.lineage not in lines]

@@ -21,12 +21,14 @@ class Bitmap(msgspec.Struct, frozen=True, rename="kebab"):
     Attributes:
         inconsistent: QEMU ended without storing it.
         busy: In use by a job or an export.
+        count: Bytes that it marks.
     """
 
     recording: bool
     busy: bool
     persistent: bool
     granularity: int
+    count: int
     name: str = ""
     inconsistent: bool = False
 

@@ -7,6 +7,7 @@
             |        which disk
             which monitor it was made through
     sfasync-chain-<chain>-<lineage>-<when>      bitmap that records changes, kept from backup to backup
+    sfasync-seal-<chain>-<lineage>-<size>-<count>   bitmap that a disk loses bits of when it gets smaller (`seal`)
 
 What a job makes is known by the monitor. A monitor has one client at a time, so what is found under its name while we
 hold it was left by somebody who is dead; what was made through another monitor of the same QEMU is left alone. Nothing
@@ -31,6 +32,7 @@ OURS: Final = re.compile(r"sfasync-[0-9a-f]{8}-")
 
 _CHAIN: Final = "sfasync-chain-"
 _BITMAP = re.compile(r"sfasync-chain-([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{12})-([0-9a-f]{8})")
+_SEAL = re.compile(r"sfasync-seal-([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{1,16})-([0-9a-f]{1,16})")
 
 
 def prefix_of(settings: QemuVm) -> str:
@@ -68,6 +70,32 @@ class BitmapName:
 
     def __str__(self) -> str:
         return f"{_CHAIN}{self.chain}-{self.lineage}-{self.when}-{self.token}"
+
+
+@dataclass(frozen=True, slots=True)
+class SealName:
+    """The name of the seal of a line of bitmaps.
+
+    Attributes:
+        chain: As of `BitmapName`.
+        lineage: As of `BitmapName`.
+        size: Bytes of the disk that it was made for.
+        count: Bytes that it marks until it is broken.
+    """
+
+    chain: str
+    lineage: str
+    size: int
+    count: int
+
+    @classmethod
+    def parse(cls, name: str) -> SealName | None:
+        """None if the name is none of ours."""
+        match = _SEAL.fullmatch(name)
+        return None if match is None else cls(match[1], match[2], int(match[3], 16), int(match[4], 16))
+
+    def __str__(self) -> str:
+        return f"sfasync-seal-{self.chain}-{self.lineage}-{self.size:x}-{self.count:x}"
 
 
 def chain_of(chain: str) -> str:

@@ -30,6 +30,7 @@ from .inventory import disks, nodes, wanted
 from .monitor import CommandError, Monitor, open_monitor
 from .names import chain_of
 from .places import Places
+from .seal import put_seal, seals
 from .serving import serve, start_server
 from .settings import QemuTimeouts, QemuVm
 from .sweep import Cleaner
@@ -99,10 +100,14 @@ class QemuSnapshot:
         now = {node.node_name: node for node in await nodes(self._monitor)}
         for entry in self._plans:
             node = now.get(entry.disk.node.node_name)
-            if node is not None and entry.disk.id in disk_ids:
-                for bitmap in of_chain(node, entry.new.chain):
-                    if bitmap.name != str(entry.new):
-                        await self._remove_bitmap(node.node_name, bitmap.name)
+            if node is None or entry.disk.id not in disk_ids:
+                continue
+            for bitmap in of_chain(node, entry.new.chain):
+                if bitmap.name != str(entry.new):
+                    await self._remove_bitmap(node.node_name, bitmap.name)
+            for name, seal in seals(node, entry.new.chain):
+                if (name.lineage, name.size) != (entry.new.lineage, entry.disk.size):
+                    await self._remove_bitmap(node.node_name, seal.name)
 
     # --- how it is made ---
 
@@ -115,6 +120,9 @@ class QemuSnapshot:
         for entry in self._plans:
             for bitmap in entry.useless:
                 await self._remove_bitmap(entry.disk.node.node_name, bitmap)
+        for number, entry in enumerate(self._plans):
+            if not entry.sealed:
+                await put_seal(self._monitor, self._places, number, entry.disk, entry.new)
         targets = [
             await add_fleecing_node(self._monitor, self._places, number, entry.disk, reserve=settings.reserve)
             for number, entry in enumerate(self._plans)

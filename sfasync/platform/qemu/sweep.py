@@ -73,7 +73,7 @@ class Sweep:
         await self._remove_exports()
         await self._end_jobs()
         present = await nodes(self.monitor)
-        for kind in "fqdm":  # from what uses others to what is used
+        for kind in "fqdmzy":  # from what uses others to what is used
             for name in self._fleecing(present, kind):
                 self._report("node", name, await self._refusal("blockdev-del", {"node-name": name}))
         if not self.places.local:  # the files have their names still; the next job uses them again
@@ -97,7 +97,7 @@ class Sweep:
         for kind, names in (
             ("export", await self._exports()),
             ("job", [job.id for job in await self._jobs()]),
-            ("node", self._fleecing(present, "fqdm")),
+            ("node", self._fleecing(present, "fqdmzy")),
             ("bitmap", [bitmap for node in present for bitmap in self._bitmaps(node)]),
         ):
             self.found += [Leftover(kind=kind, id=name, vm=self.vm, removed=False) for name in names]

@@ -68,12 +68,12 @@ class Watch:
         self.lost.cancel()
 
     def _heard(self, event: Event) -> None:
-        """Of our jobs, exports and nodes, each event is bad news before the end."""
+        """Of our jobs, exports and nodes, each event is bad news before the end; but jobs for seals are cancelled."""
         data = event.get("data")
         names = data if isinstance(data, Mapping) else {}
         for key in ("node-name", "device", "id", "reference"):
             name = names.get(key)
-            if isinstance(name, str) and name.startswith(self._places.prefix):
+            if isinstance(name, str) and name.startswith(self._places.prefix) and not name.endswith("s"):
                 self._lose(_bad_news(str(event.get("event")), names, self._disk_of(name)))
 
     def _disk_of(self, name: str) -> str:
