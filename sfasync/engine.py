@@ -1,4 +1,7 @@
-"""The engine: backs up, restores, verifies and copies, any number of jobs at once under one set of limits."""
+"""The engine: backs up, restores, verifies and copies, any number of jobs at once under one set of limits.
+
+What a copy does not need is imported where it is needed: a copy of a gigabyte takes a second, start-up included.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from .audit import parse_sample
-from .backup import Backup, BackupRequest
 from .copying import SPARSE_BLOCK, CopyOptions, copy
 from .endpoints import STANDARD, Pipe, parse_disk, parse_endpoint
 from .errors import StateError, TargetRefusedError, UsageError, printable
-from .estimate import Estimator
-from .files import make_directory, storage_error
 from .interfaces import BackupStore, Platform, Sink, Source
 from .jobs import Job
 from .models import (
@@ -24,7 +23,6 @@ from .models import (
     CopyResult,
     ExportAddress,
     Limits,
-    Manifest,
     RestoreResult,
     Retry,
     Timeouts,
@@ -32,21 +30,9 @@ from .models import (
     VerifyResult,
     check_id,
 )
-from .platform.plain import PlainPlatform
 from .progress import ProgressCallback, Reporter
-from .recovery import Recovery, RecoveryRequest
 from .resources import Resources
-from .restore import Restore, Target, record_of
 from .streaming import copy_stream
-from .targets import (
-    check_format,
-    export_target,
-    file_name,
-    file_target,
-    image_format_of,
-    sink_target,
-    stream_target,
-)
 from .tasks import finish
 
 _T = TypeVar("_T")
@@ -152,6 +138,9 @@ class Engine:
         Raises:
             UsageError: At once, for arguments that cannot be used. Everything else comes from the job.
         """
+        from .audit import parse_sample
+        from .backup import Backup, BackupRequest
+
         platform, ids = _places(disks, platform, snapshot_id)
         request = BackupRequest(
             vm=vm,
@@ -230,6 +219,9 @@ class Engine:
             TlsError, SourceError: A disk could not be looked at.
             CbtError: `mode` is ``incremental`` and changed blocks are not usable.
         """
+        from .backup import BackupRequest
+        from .estimate import Estimator
+
         place, ids = _places(disks, platform, None)
         request = BackupRequest(vm=vm, disks=ids, mode=mode)
         estimator = Estimator(self._store, self._resources)
@@ -278,6 +270,11 @@ class Engine:
         Raises:
             UsageError: At once, for arguments that cannot be used. Everything else comes from the job.
         """
+        from .destinations import disk_targets, file_targets, refuse_shared
+        from .recovery import Recovery, RecoveryRequest
+        from .restore import Restore
+        from .targets import check_format
+
         if (to is not None) + (to_disks is not None) + (platform is not None) != 1:
             raise UsageError("restore either to a directory, or to disks, or to a VM of a platform")
         if platform is None and (vm is not None or new_name is not None or differential):
@@ -294,7 +291,7 @@ class Engine:
             if not to_disks or disks is not None:
                 raise UsageError("a restore to disks restores exactly the disks named, and at least one")
             addresses = {disk: parse_disk(address) for disk, address in to_disks.items()}
-            _refuse_shared(addresses)
+            refuse_shared(addresses)
         check_format(image_format)
 
         async def work(reporter: Reporter) -> RestoreResult:
@@ -302,10 +299,12 @@ class Engine:
             if platform is not None:
                 return await Recovery(self._store, self._resources).run(manifest, platform, recovery, reporter)
             if addresses is not None:
-                targets = self._disk_targets(manifest, addresses)
+                targets = disk_targets(self._resources, manifest, addresses)
             else:
                 assert to is not None
-                targets = await self._file_targets(manifest, Path(to), disks, image_format, force)
+                targets = await file_targets(
+                    self._resources, manifest, Path(to), disks, image_format=image_format, force=force
+                )
             restore = Restore(self._store, self._resources)
             return await restore.run(manifest, targets, verify_after=verify_after, reporter=reporter)
 
@@ -357,37 +356,6 @@ class Engine:
         ) as job:
             return await job.result()
 
-    def _disk_targets(self, manifest: Manifest, addresses: Mapping[str, ExportAddress | Sink]) -> dict[str, Target]:
-        targets: dict[str, Target] = {}
-        for disk, address in addresses.items():
-            size = record_of(manifest, disk).size
-            if isinstance(address, ExportAddress):
-                targets[disk] = Target(opening=export_target(self._resources.endpoints, address, size))
-            else:
-                targets[disk] = Target(opening=sink_target(address, size))
-        return targets
-
-    async def _file_targets(
-        self, manifest: Manifest, directory: Path, disks: Sequence[str] | None, image_format: str, force: bool
-    ) -> dict[str, Target]:
-        wanted = [disk.id for disk in manifest.disks] if disks is None else list(dict.fromkeys(disks))
-        paths = {disk: directory / file_name(disk, image_format) for disk in wanted}
-        sizes = {disk: record_of(manifest, disk).size for disk in wanted}
-        await self._resources.workers.run(_make_directory, directory)
-        return {
-            disk: Target(
-                opening=file_target(
-                    self._resources.endpoints,
-                    path,
-                    size=sizes[disk],
-                    image_format=image_format,
-                    force=force,
-                    workers=self._resources.workers,
-                )
-            )
-            for disk, path in paths.items()
-        }
-
     # --- export -------------------------------------------------------------------------------------------------------
 
     def start_export(
@@ -414,6 +382,9 @@ class Engine:
         Raises:
             UsageError: At once, for arguments that cannot be used. Everything else comes from the job.
         """
+        from .restore import Restore, Target, record_of
+        from .targets import check_format, file_target, image_format_of, stream_target
+
         place = parse_endpoint(target, standard=1)
         if not isinstance(place, Path | Pipe):
             raise UsageError(f"{printable(os.fspath(target))} is neither a file nor '-'; restore writes to disks")
@@ -625,6 +596,8 @@ def _places(
     Raises:
         UsageError: Names or addresses that cannot be used, or lack.
     """
+    from .platform.plain import PlainPlatform
+
     if platform is None:
         if not isinstance(disks, Mapping) or not disks:
             raise UsageError("a backup without a platform needs the address of at least one disk")
@@ -640,37 +613,6 @@ def _places(
     for disk in ids or ():
         check_id("disk", disk)
     return platform, ids
-
-
-def _make_directory(directory: Path) -> None:
-    """The directory of a restore, durable itself: files in it are only as durable as it is.
-
-    Raises:
-        TargetRefusedError: Something else has this name.
-        StorageError: It cannot be made.
-    """
-    try:
-        make_directory(directory)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise TargetRefusedError(f"{printable(str(directory))} is not a directory", path=str(directory)) from error
-    except OSError as error:
-        raise storage_error(error, "make the directory", str(directory)) from error
-
-
-def _refuse_shared(addresses: Mapping[str, ExportAddress | Sink]) -> None:
-    """See that no two disks go to the same place, where they would overwrite each other.
-
-    Raises:
-        UsageError: Two do.
-    """
-    taken: dict[object, str] = {}
-    for disk, address in addresses.items():
-        place: object = id(address)
-        if isinstance(address, ExportAddress):
-            place = address.host, address.port, address.socket, address.export
-        other = taken.setdefault(place, disk)
-        if other != disk:
-            raise UsageError(f"disks {other!r} and {disk!r} cannot be restored to the same place", disk=disk)
 
 
 def _same_file(source: Path, target: Path) -> bool:

@@ -24,8 +24,8 @@ RINGS = (
     },
     {"pipeline", "platform", "store", "transport"},
     {
-        *("backup", "badblocks", "basis", "config", "conversion", "copying", "diskbackup", "drivers"),
-        *("endpoints", "engine", "estimate", "jobs", "programs", "qcow2", "recovery", "resources"),
+        *("backup", "badblocks", "basis", "config", "conversion", "copying", "destinations", "diskbackup"),
+        *("drivers", "endpoints", "engine", "estimate", "jobs", "programs", "qcow2", "recovery", "resources"),
         *("resuming", "restore", "rewriting", "secrets", "sparse", "streaming", "targets"),
     },
     {"lab"},
@@ -130,6 +130,7 @@ def test_copy_loads_what_it_needs(tmp_path: Path) -> None:
     assert target.read_bytes() == source.read_bytes()
     assert loaded & {"anyio", "cryptography", "httpcore2", "httpx", "httpx2", "rich", "sqlite3"} == set()
     assert loaded & {"sfasync.config", "sfasync.conversion", "sfasync.secrets", "tomllib"} == set(), "without a file"
+    assert not [name for name in loaded if name.startswith(("sfasync.backup", "sfasync.restore", "sfasync.store"))]
 
 
 def test_a_listing_loads_what_it_needs(tmp_path: Path) -> None:
