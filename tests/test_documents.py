@@ -51,16 +51,22 @@ def shell(script: str, place: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize(
-    "page",
-    ["README.md", "docs/howto/tutorial.md", "docs/howto/copy.md", "docs/howto/info.md", "docs/howto/qemu.md"],
-)
+@pytest.mark.parametrize("page", ["README.md", "docs/howto/tutorial.md", "docs/howto/copy.md", "docs/howto/info.md"])
 def test_the_shell_examples_work(page: str, place: Path) -> None:
-    for program in ("nbdkit", "qemu-img", "qemu-nbd", "qemu-storage-daemon"):
+    for program in ("nbdkit", "qemu-img", "qemu-nbd"):
         require(program)
     ended = shell(blocks(page, "sh"), place)
     assert ended.returncode == 0, ended.stderr
     assert "sfasync: " not in ended.stderr
+
+
+def test_the_page_on_qemu_tells_the_truth(place: Path) -> None:
+    require("qemu-storage-daemon")
+    python = f"python -W error - <<'END'\n{blocks('docs/howto/qemu.md', 'python')}\nEND\n"
+    ended = shell(blocks("docs/howto/qemu.md", "sh") + python, place)
+    assert ended.returncode == 0, ended.stderr
+    assert "sfasync: " not in ended.stderr
+    assert ended.stdout.endswith("['incremental', 'incremental']\n")
 
 
 def test_the_page_on_verify_tells_the_truth(place: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from ...errors import BusyError, UsageError, printable
+from ...models import check_id
 from .monitor import Monitor
 from .names import OURS
 
@@ -182,6 +183,7 @@ def _id(vm: str, device: _Device | None, node: Node) -> str:
             f"VM {vm!r}: a disk has neither a device with an id nor a node with a name; give it one, "
             "or name the disks of the VM in the configuration"
         )
+    check_id("disk", name)
     return name
 
 

@@ -101,7 +101,10 @@ async def open_target(
         known = await disks(monitor, vm, settings.disks)
         chosen = wanted(vm, known, list(sizes))
         await _refuse(monitor, vm, chosen, sizes)
-        bases = {disk.id: usable(disk, known, None, since.get(disk.id)) for disk in chosen}
+        bases = {
+            disk.id: usable(disk, known, None, since[disk.id]) if disk.id in since else (None, "no-checkpoint")
+            for disk in chosen
+        }
         async with cleaner.cleaning(monitor):
             watch = Watch(monitor, places, [disk.id for disk in chosen])
             try:
