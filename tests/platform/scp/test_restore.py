@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from sfasync.errors import PlatformError, UsageError
+from sfasync import Engine, Repository
+from sfasync.errors import PlatformError, SfasyncError, UsageError
 from sfasync.interfaces import RestoreView
-from sfasync.models import Checkpoint, ExportAddress
+from sfasync.models import Checkpoint, ExportAddress, Retry
 from sfasync.platform.scp.platform import ScpPlatform
 from sfasync.platform.scp.snapshot import RECORD
 from sfasync.transport.export import open_export
@@ -209,3 +211,25 @@ async def test_a_new_vm_that_the_platform_fails_to_make(
     lab.behave()
     for left in await platform.cleanup():
         assert left.removed
+
+
+async def test_by_the_engine(lab: Laboratory, platform: ScpPlatform, vm: str, tmp_path: Path) -> None:
+    async with (
+        await Repository.init(lab.directory / "repositories" / tmp_path.name) as repository,
+        Engine(repository, retry=Retry(attempts=1, outage=0)) as engine,
+    ):
+        saved = await engine.backup_vm(vm, platform=platform)
+        contents = {disk: lab.content(vm, disk) for disk in SIZES}
+        lab.write(vm, "ide1", 2 * MiB, b"later")
+        lab.switch(vm, running=False)
+        back = await engine.restore_vm(saved.id, platform=platform, differential=True, verify_after=True)
+        assert sum(disk.bytes_written + disk.bytes_zero for disk in back.disks) <= 2 * MiB
+        assert any("tracked anew" in warning for warning in back.warnings)
+        assert {disk: lab.content(vm, disk) for disk in SIZES} == contents
+        await engine.restore_vm(saved.id, platform=platform, new_name=f"{vm}-copy")
+        assert {disk: lab.content(f"{vm}-copy", disk) for disk in SIZES} == contents
+        lab.misbehave("nbd-killed")
+        with pytest.raises(SfasyncError) as caught:
+            await engine.restore_vm(saved.id, platform=platform, new_name="dead")
+        assert caught.value.exit_code == 21
+        assert "dead" not in lab.ask("vms")
