@@ -150,6 +150,9 @@ class _Commands:
         await self._lab.site.hypervisor.remove_disk(machine, found)
         await self._lab.site.hypervisor.add_disk(machine, disk, found.size)
 
+    async def discard(self, vm: str) -> None:
+        await self._lab.site.hypervisor.remove(self._lab.vm(vm).machine)
+
     async def remove(self, vm: str, disk: str) -> None:
         machine = self._lab.vm(vm).machine
         found = machine.disk(disk)

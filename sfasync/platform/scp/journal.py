@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -66,6 +66,7 @@ class _Line(msgspec.Struct, frozen=True, omit_defaults=True):
     token: str = ""
     at: float = 0.0
     seconds: int = 0
+    body: dict[str, Any] | None = None
     id: str = ""
     task: str = ""
     gone: bool = False
@@ -83,6 +84,7 @@ class Entry:
         token: With which the platform knows the request that makes it, for some minutes.
         at: When it was asked for, in seconds since the epoch.
         seconds: How long it lasts by itself; 0 for things that stay.
+        body: What it is asked for with, where the other attributes do not tell.
         id: The platform's id; empty while that is not known.
         task: The platform's task that makes it; empty if it is known to have ended.
     """
@@ -94,6 +96,7 @@ class Entry:
     token: str
     at: float
     seconds: int = 0
+    body: dict[str, Any] | None = None
     id: str = ""
     task: str = ""
 
@@ -125,15 +128,17 @@ class Run:
         assert self._file is not None, "the run has ended"
         return self._file
 
-    async def intend(self, kind: Kind, *, vm: str, name: str = "", seconds: int = 0) -> Entry:
+    async def intend(
+        self, kind: Kind, *, vm: str, name: str = "", seconds: int = 0, body: dict[str, Any] | None = None
+    ) -> Entry:
         """Write down what is about to be asked for.
 
         Raises:
             StorageError: It could not be written; it must not be asked for.
         """
-        entry = Entry(self._next, kind, vm, name, str(uuid.uuid4()), time.time(), seconds)
+        entry = Entry(self._next, kind, vm, name, str(uuid.uuid4()), time.time(), seconds, body)
         self._next += 1
-        line = _Line(entry.number, kind, vm=vm, name=name, token=entry.token, at=entry.at, seconds=seconds)
+        line = _Line(entry.number, kind, vm=vm, name=name, token=entry.token, at=entry.at, seconds=seconds, body=body)
         self._open.entries[entry.number] = entry
         await self._write(line)
         return entry
@@ -333,7 +338,9 @@ def _read(file: _File) -> tuple[_Header | None, dict[int, Entry]]:
 
 def _apply(line: _Line, entries: dict[int, Entry]) -> None:
     if line.kind is not None:
-        entries[line.entry] = Entry(line.entry, line.kind, line.vm, line.name, line.token, line.at, line.seconds)
+        entries[line.entry] = Entry(
+            line.entry, line.kind, line.vm, line.name, line.token, line.at, line.seconds, line.body
+        )
     elif line.gone:
         entries.pop(line.entry, None)
     elif line.entry in entries:

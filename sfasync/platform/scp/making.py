@@ -37,5 +37,6 @@ async def make(api: ScpApi, run: Run, entry: Entry, create: Callable[[], Awaitab
 def never_made(error: SfasyncError) -> bool:
     """Whether an error of a creating call says that nothing was made."""
     if isinstance(error, PlatformError):
-        return error.status is not None and 400 <= error.status < 500
+        # 429 also means that the token is known, and the rest of the request another one.
+        return error.status is not None and 400 <= error.status < 500 and error.status != 429
     return isinstance(error, BusyError | AuthenticationError)

@@ -278,7 +278,7 @@ async def _new(
         beside=any(server.id == origin.server_id for server in servers),
         bios_path=await _bios(site, origin, datastore, files),
     )
-    entry = await run.intend("virtual machine", vm="", name=name)
+    entry = await run.intend("virtual machine", vm="", name=name, body=body)
     await make(site.api, run, entry, partial(site.api.create_server_from_config, body, token=entry.token))
     if not entry.id:
         raise PlatformError("the platform has made a VM and does not tell its id")

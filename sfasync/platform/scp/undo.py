@@ -110,7 +110,7 @@ async def remove(api: ScpApi, run: Run, entry: Entry) -> None:
     elif entry.kind == "snapshot":
         await _remove_snapshot(api, run, entry)
     else:
-        await _remove_server(api, entry)
+        await _remove_server(api, run, entry)
     await run.gone(entry)
 
 
@@ -166,15 +166,29 @@ async def _snapshot_of_unknown_id(api: ScpApi, entry: Entry) -> str | None:
     return created.id or await named_snapshot(api, entry.vm, entry.name)
 
 
-async def _remove_server(api: ScpApi, entry: Entry) -> None:
-    if not entry.id:
-        raise PlatformError(
-            f"its id is not known; look for a VM of the name '{printable(entry.name)}' that is off, and remove it "
-            "by hand"
-        )
+async def _remove_server(api: ScpApi, run: Run, entry: Entry) -> None:
+    if not entry.id and not await _server_of_unknown_id(api, run, entry):
+        return
     await _made(api, entry)
     with _gone_already():
         await api.wait(await api.delete_server(entry.id, for_good=True))
+
+
+async def _server_of_unknown_id(api: ScpApi, run: Run, entry: Entry) -> bool:
+    """Find out the id of a VM that may have been made; False if it was not."""
+    if time.time() - entry.at > _TOKEN_LIFE:
+        raise PlatformError(
+            f"its id is not known; look for a VM of the name '{printable(entry.name)}' that is off, and remove it by "
+            "hand"
+        )
+    try:
+        created = await api.create_server_from_config(entry.body or {}, token=entry.token)
+    except (PlatformError, BusyError) as error:
+        if never_made(error):
+            return False
+        raise
+    await run.made(entry, _known(created.id), created.task_id)
+    return True
 
 
 async def named_snapshot(api: ScpApi, server_id: str, name: str) -> str | None:

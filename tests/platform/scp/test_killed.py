@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -31,7 +32,7 @@ from sfasync.platform.scp import http
 from sfasync.platform.scp.platform import ScpPlatform
 from sfasync.platform.scp.settings import NbdSettings, ScpSettings, ScpTimeouts
 
-directory, url, port, when, method, path, number = sys.argv[1:]
+directory, url, port, what, when, method, path, number = sys.argv[1:]
 exchange = http.Server.exchange
 seen = 0
 
@@ -59,7 +60,10 @@ async def main():
         await Repository.open(place / "repository") as repository,
         Engine(repository) as engine,
     ):
-        await engine.backup_vm("web-01", platform=platform)
+        if what == "backup":
+            await engine.backup_vm("web-01", platform=platform)
+        else:
+            await engine.restore_vm(what, platform=platform, new_name="copy")
 
 asyncio.run(main())
 """
@@ -84,9 +88,9 @@ async def platform(lab: Laboratory) -> AsyncIterator[ScpPlatform]:
         yield platform
 
 
-def killed(lab: Laboratory, when: str, method: str, path: str, number: int = 1) -> bool:
-    """Make a backup that kills itself; whether it came to that."""
-    arguments = [str(lab.directory), lab.told["url"], str(lab.told["port"]), when, method, path, str(number)]
+def killed(lab: Laboratory, when: str, method: str, path: str, number: int = 1, *, what: str = "backup") -> bool:
+    """Make a backup that kills itself, or restore one to a new VM; whether it came to that."""
+    arguments = [str(lab.directory), lab.told["url"], str(lab.told["port"]), what, when, method, path, str(number)]
     environment = {**os.environ, "PASSWORD": lab.told["password"]}
     victim = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], env=environment, timeout=120)
     assert victim.returncode in (0, -signal.SIGKILL)
@@ -133,6 +137,39 @@ async def test_killed_at_every_call(lab: Laboratory, platform: ScpPlatform, repo
         number += 1
     assert number > 15
     assert nothing_left(lab)
+
+
+async def test_a_vm_that_a_killed_restore_made_is_removed(
+    lab: Laboratory, platform: ScpPlatform, repository: Repository
+) -> None:
+    """The platform has made it, and its id is nowhere."""
+    async with Engine(repository) as engine:
+        saved = await engine.backup_vm(VM, platform=platform)
+    assert killed(lab, "after", "POST", "/servers/config", what=saved.id)
+    async with asyncio.timeout(30):
+        while "copy" not in lab.ask("vms"):
+            await asyncio.sleep(0.02)
+    [left] = await platform.cleanup()
+    assert (left.kind, left.removed, left.problem) == ("virtual machine", True, "")
+    assert lab.ask("vms") == [VM]
+    assert nothing_left(lab)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_restores_killed_at_every_call(
+    lab: Laboratory, platform: ScpPlatform, repository: Repository, when: str
+) -> None:
+    async with Engine(repository) as engine:
+        saved = await engine.backup_vm(VM, platform=platform)
+    number = 1
+    while killed(lab, when, "", "", number, what=saved.id):
+        assert all(left.removed for left in await platform.cleanup()), number
+        assert nothing_left(lab), number
+        for name in set(lab.ask("vms")) - {VM}:  # it was finished, or nearly
+            lab.ask("discard", vm=name)
+        number += 1
+    assert number > 10
 
 
 async def test_the_snapshot_of_a_killed_backup_is_used_again(
