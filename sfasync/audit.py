@@ -18,12 +18,12 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 
 from .errors import UsageError, printable
 
 _GOLDEN = 0x9E3779B97F4A7C15  # of 2^64
-_SHARE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%")
+_SHARE = re.compile(r"([0-9]{1,3})(?:\.([0-9]{1,6}))?%")
+_ALL = 10**8  # shares are whole numbers of millionths of a percent: fractions take longer to import than to use
 _COUNT = re.compile(r"[0-9]{1,15}")
 
 SEEDS = 1 << 32
@@ -32,10 +32,10 @@ SEEDS = 1 << 32
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """How much to audit: about so many chunks, or a share of all; neither for none."""
+    """How much to audit: about so many chunks, or a share of all, in millionths of a percent; neither for none."""
 
     chunks: int = 0
-    share: Fraction = Fraction(0)
+    share: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.chunks or self.share)
@@ -48,7 +48,7 @@ class Sample:
             held: Which part of them is not known to be zero, about: 0 to 1.
         """
         if self.share:
-            return math.ceil(count * self.share)
+            return -(-count * self.share // _ALL)
         return count if held <= 0 else min(count, math.ceil(self.chunks / held))
 
 
@@ -66,8 +66,8 @@ def parse_sample(text: int | str) -> Sample:
     if _COUNT.fullmatch(str(text)):
         return Sample(chunks=int(text))
     found = _SHARE.fullmatch(str(text))
-    share = Fraction(found[1]) / 100 if found else Fraction(2)
-    if share > 1:
+    share = int(found[1] + (found[2] or "").ljust(6, "0")) if found else _ALL + 1
+    if share > _ALL:
         raise UsageError(f"audit {printable(str(text))!r} is none of: a number of chunks, a percentage such as 5%, off")
     return Sample(share=share)
 

@@ -23,6 +23,8 @@ from sfasync.units import KiB
 from .support.memory import MemoryDisk
 from .support.tracking import TrackedSnapshot, TrackedSnapshotDisk, TrackingPlatform
 
+pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])  # what is under it is tested on both
+
 CHUNK = 256 * KiB
 VM = "web-01"
 _FAST = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108  # what is durable is not looked at here

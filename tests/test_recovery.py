@@ -27,6 +27,8 @@ from sfasync.units import KiB
 from .support.memory import MemoryDisk
 from .support.tracking import TrackingPlatform
 
+pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])  # what is under it is tested on both
+
 CHUNK = 256 * KiB
 SIZE = 9 * CHUNK + 512
 CONTENT = bytes(range(256)) * (6 * CHUNK // 256) + bytes(SIZE - 6 * CHUNK)
