@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from ...units import GiB, MiB
@@ -137,7 +137,7 @@ def _listed(machine: Machine, snapshot: Snapshot) -> dict[str, Any]:
         "id": snapshot.id,
         "name": snapshot.name,
         "description": snapshot.description,
-        "created_at": datetime.utcfromtimestamp(snapshot.created).isoformat(timespec="seconds") + "Z",
+        "created_at": datetime.fromtimestamp(snapshot.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "disks": [
             {"id": f"vm-disk-{number}.qcow2", "size": size / MiB, "type": "qcow2"}
             for number, size in enumerate(snapshot.disks.values(), 1)
