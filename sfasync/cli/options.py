@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import wraps
@@ -17,11 +18,11 @@ from ..models import Limits, Retry, TlsPolicy, TransportMode
 from ..units import parse_size
 from .configuration import choose, configuration
 from .output import Output
-from .platforms import choose_platform, choose_platforms, complete_platform
+from .platforms import PlatformChoice, choose_platform, choose_platforms, complete_platform
 
 if TYPE_CHECKING:
     from ..engine import Engine
-    from ..interfaces import BackupStore
+    from ..interfaces import BackupStore, Platform
 
 _Command = Callable[..., int]
 
@@ -225,6 +226,25 @@ class EngineOptions:
         from ..engine import Engine
 
         return Engine(repository, limits=self.limits, retry=self.retry, tls=self.tls)
+
+    @asynccontextmanager
+    async def opened(
+        self, place: str, platform: PlatformChoice | None = None, transport: TransportMode | None = None
+    ) -> AsyncIterator[tuple[Engine, Platform | None]]:
+        """An engine over a repository, and the platform if one is chosen, for the time of the block.
+
+        The repository is opened first: what is wrong with it is told before anything is asked of a platform.
+        """
+        from ..store.repository import Repository
+        from .allocator import keep_freed_memory
+
+        keep_freed_memory()
+        async with AsyncExitStack() as stack:
+            repository = await stack.enter_async_context(await Repository.open(place))
+            opened = None
+            if platform is not None:
+                opened = await stack.enter_async_context(platform.open_one(transport=transport))
+            yield await stack.enter_async_context(self.engine(repository)), opened
 
 
 def limits(command: _Command) -> _Command:

@@ -139,6 +139,43 @@ def test_usage_errors_are_one_line_and_come_first(
     assert not list(tmp_path.iterdir()), "nothing was touched"
 
 
+OF_PLATFORMS = {
+    "backup": "give a VM, or --all or --match",
+    "backup vm --all": "give a VM, or --all or --match",
+    "backup --all --match *": "give a VM, or --all or --match",
+    "backup --all --disk vda": "chooses disks of one VM",
+    "backup vm --disk vda=nbd://host": "named by its id alone",
+    "backup vm --snapshot-id s": "has its own names",
+    "restore vm@latest --to d": "give one of --to DIR, --to-disk ID=NBD-URI and --platform P",
+    "restore vm@latest --to-disk vda=nbd://host": "give one of --to DIR, --to-disk ID=NBD-URI and --platform P",
+    "restore vm@latest --force": "--format and --force go with --to",
+    "restore vm@latest --format raw": "--format and --force go with --to",
+    "restore vm@latest --vm web --new-name web-02": "--new-name makes a VM",
+    "restore vm@latest --differential --new-name web-02": "--new-name makes a VM",
+}
+
+
+@pytest.mark.parametrize(("line", "message"), OF_PLATFORMS.items())
+def test_contradictions_of_platforms_come_first(
+    line: str, message: str, here: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "sfasync.toml"
+    file.write_text('[platforms.lab]\ntype = "qemu"\n')
+    monkeypatch.setenv("SFASYNC_CONFIG", str(file))
+    ended = here(*line.split(), "--platform", "lab", "--repo", "r")
+    assert ended.status == 2
+    assert message in one_line(ended)
+    unknown = here(*line.split(), "--platform", "prod", "--repo", "r")
+    assert "there is no platform 'prod'; there are lab" in one_line(unknown)
+
+
+@pytest.mark.parametrize("option", ["--vm web", "--new-name web", "--differential", "--transport nbd"])
+def test_what_needs_a_platform(option: str, here: Callable[..., Ended]) -> None:
+    ended = here("restore", "vm@latest", "--to", "d", "--repo", "r", *option.split())
+    assert ended.status == 2
+    assert "need --platform" in one_line(ended)
+
+
 def test_a_command_is_needed(here: Callable[..., Ended]) -> None:
     ended = here()
     assert (ended.status, ended.out) == (2, "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -207,17 +206,7 @@ def _ids(disks: Sequence[str]) -> Sequence[str] | None:
 
 
 async def _backup(output: Output, wish: _Wish) -> int:
-    from ...store.repository import Repository
-    from ..allocator import keep_freed_memory
-
-    keep_freed_memory()
-
-    async with AsyncExitStack() as stack:
-        repository = await stack.enter_async_context(await Repository.open(wish.repository))
-        platform = None
-        if wish.platform is not None:
-            platform = await stack.enter_async_context(wish.platform.open_one(transport=wish.transport))
-        engine = await stack.enter_async_context(wish.engine.engine(repository))
+    async with wish.engine.opened(wish.repository, wish.platform, wish.transport) as (engine, platform):
         if wish.vm is None:
             assert platform is not None, "VMs are chosen from those of a platform"
             vms = matching(await platform.vms(), wish.match)

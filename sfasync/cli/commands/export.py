@@ -44,11 +44,7 @@ def command(
         raise click.UsageError("with DST '-' the disk goes to standard output, and --json wants to write there too")
 
     async def work() -> int:
-        from ...store.repository import Repository
-        from ..allocator import keep_freed_memory
-
-        keep_freed_memory()
-        async with await Repository.open(repository) as opened, engine_options.engine(opened) as engine:
+        async with engine_options.opened(repository) as (engine, _):
             result = await engine.export(
                 reference, disk, target, image_format=format, force=force, progress=output.job_progress()
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,17 +146,7 @@ def _addresses(targets: tuple[tuple[str, str], ...]) -> Mapping[str, ExportAddre
 
 
 async def _restore(output: Output, wish: _Wish) -> int:
-    from ...store.repository import Repository
-    from ..allocator import keep_freed_memory
-
-    keep_freed_memory()
-
-    async with AsyncExitStack() as stack:
-        repository = await stack.enter_async_context(await Repository.open(wish.repository))
-        platform = None
-        if wish.platform is not None:
-            platform = await stack.enter_async_context(wish.platform.open_one(transport=wish.transport))
-        engine = await stack.enter_async_context(wish.engine.engine(repository))
+    async with wish.engine.opened(wish.repository, wish.platform, wish.transport) as (engine, platform):
         result = await engine.restore_vm(
             wish.reference,
             to=wish.directory,

@@ -113,11 +113,6 @@ def test_a_vm_that_fails_keeps_nobody_from_the_others(farm: Farm) -> None:
 
 
 USAGE = {
-    "web-01 --all": "give a VM, or --all or --match",
-    "": "give a VM, or --all or --match",
-    "--all --disk vda": "chooses disks of one VM",
-    "web-01 --disk vda=nbd://host": "named by its id alone",
-    "web-01 --snapshot-id s": "has its own names",
     "web-01 --transport nbd": "no choice of transports",
     "web-01 --disk vdx": "vdx",
     "nobody": "no VM 'nobody'",

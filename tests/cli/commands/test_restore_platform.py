@@ -10,22 +10,9 @@ from ...support.qemu import daemon
 
 MiB = 1 << 20
 
-USAGE = {
-    "--to d --platform lab": "give one of --to DIR, --to-disk ID=NBD-URI and --platform P",
-    "--platform lab --force": "--format and --force go with --to",
-    "--platform lab --format raw": "--format and --force go with --to",
-    "--to d --vm web": "need --platform",
-    "--to d --new-name web": "need --platform",
-    "--to d --differential": "need --platform",
-    "--to d --transport nbd": "need --platform",
-    "--platform lab --vm web --new-name web-02": "--new-name makes a VM",
-    "--platform lab --differential --new-name web-02": "--new-name makes a VM",
-    "--platform prod": "no platform 'prod'",
-}
-
 
 def test_a_vm_gets_its_disks_back(tmp_path: Path) -> None:
-    with daemon({"vda": 8 * MiB, "vdb": MiB}) as machine:
+    with daemon({"vda": 8 * MiB, "vdb": 2 * MiB}) as machine:
         file = write_configuration(tmp_path / "sfasync.toml", web=machine)
         with file.open("a") as more:
             more.write('[repositories.default]\npath = "repository"\n')
@@ -49,15 +36,11 @@ def test_a_vm_gets_its_disks_back(tmp_path: Path) -> None:
         ]
         both = call("restore", "web@latest", "--platform", "lab", "--vm", "web", "--differential").last
         assert [content(machine, disk) for disk in ("vda", "vdb")] == before
-        assert [disk["mode"] for disk in both["disks"]] == ["differential", "differential"]
+        assert [(disk["mode"], disk["reason"]) for disk in both["disks"]] == [("differential", None)] * 2
         assert both["disks"][0]["bytes_written"] + both["disks"][0]["bytes_zero"] < 8 * MiB
 
         refused = call("restore", backup["id"], "--platform", "lab", "--new-name", "web-02")
         assert (refused.status, refused.last["code"]) == (2, "usage")
-        for arguments, message in USAGE.items():
-            ended = call("restore", backup["id"], *arguments.split())
-            assert ended.status == 2, arguments
-            assert message in ended.last["message"], arguments
 
 
 def test_a_missing_repository_comes_before_the_platform(tmp_path: Path) -> None:
