@@ -47,7 +47,7 @@ class SecretFile:
         """
         name = f"secret file {printable(str(self.path))}"
         try:
-            fd = await asyncio.to_thread(os.open, self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+            fd = await _opened(self.path)
         except OSError as error:
             raise UsageError(f"{name} cannot be read: {error.strerror}", path=str(self.path)) from error
         try:
@@ -202,6 +202,22 @@ def _words(command: str) -> tuple[str, ...]:
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
+
+
+async def _opened(path: Path) -> int:
+    """A descriptor of a file. Cancelling leaves none open."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    opening = asyncio.get_running_loop().run_in_executor(None, os.open, path, flags)
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close_again)
+        raise
+
+
+def _close_again(opening: asyncio.Future[int]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        os.close(opening.result())
 
 
 def _refuse_shown(fd: int, name: str) -> None:

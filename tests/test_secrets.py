@@ -7,6 +7,7 @@ import os
 import pty
 import sys
 import termios
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +78,33 @@ async def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         await SecretFile(tmp_path / "missing").load()
     with pytest.raises(UsageError, match="Is a directory"):
         await SecretFile(tmp_path).load()
+
+
+async def test_cancelling_leaves_no_file_open(secret_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+    go_on = threading.Event()
+
+    def slow(path: Path, flags: int) -> int:
+        go_on.wait(10)
+        opened.append(os.dup(1))
+        return opened[0]
+
+    monkeypatch.setattr(os, "open", slow)
+    loading = asyncio.create_task(SecretFile(secret_file).load())
+    await asyncio.sleep(0)
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    go_on.set()
+    while not opened:
+        await asyncio.sleep(0.001)
+    for _ in range(1000):
+        try:
+            os.fstat(opened[0])
+        except OSError:
+            return
+        await asyncio.sleep(0.001)
+    pytest.fail("it is open still")
 
 
 async def test_a_pipe_with_a_name(tmp_path: Path) -> None:
