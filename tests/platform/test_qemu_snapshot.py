@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -324,6 +325,15 @@ async def test_a_disk_that_was_smaller_in_between(repository: Repository, tmp_pa
                     assert bytes(restored.content) == await guest.read(0, size)
 
 
+def fill(path: Path | None, queue: ExitStack) -> None:
+    """Let others wait at a socket until there is no room for more."""
+    with suppress(BlockingIOError):
+        while True:
+            waiting = queue.enter_context(socket.socket(socket.AF_UNIX))
+            waiting.setblocking(False)
+            waiting.connect(str(path))
+
+
 def resize(path: Path, *sizes: int) -> None:
     for size in sizes:
         subprocess.run(["qemu-img", "resize", "-q", "--shrink", path, str(size)], check=True)
@@ -340,6 +350,10 @@ async def test_two_at_once_do_not_meet(machine: Machine, platform: QemuPlatform)
                 pytest.fail("the monitor is taken")
         listed = await other.vms()
         assert "somebody else" in (listed[0].refusal or "")
+        with ExitStack() as queue, pytest.raises(BusyError, match="somebody else is connected to it"):
+            fill(machine.settings.socket, queue)
+            async with other.snapshot("web-01"):
+                pytest.fail("the monitor is taken, and many wait for it")
         assert await other.cleanup() == []
         await view.check()
 

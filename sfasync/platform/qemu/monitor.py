@@ -31,6 +31,7 @@ _T = TypeVar("_T")
 Event = Mapping[str, Any]
 
 _CLOSE = 1.0
+_AGAIN = 0.05
 
 _EVENTS = (
     *("BLOCK_EXPORT_DELETED", "BLOCK_JOB_CANCELLED", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_ERROR"),
@@ -149,7 +150,7 @@ async def open_monitor(vm: str, settings: QemuVm, timeouts: QemuTimeouts) -> Asy
             await client.connect(connection)
     except TimeoutError as error:
         await finish(_close(client, connection), 3 * _CLOSE)
-        if connection is None:
+        if connection is None and settings.socket is None:
             raise PlatformError(f"{name}: no connection to {_where(settings)} in {timeouts.connect:g} s") from error
         raise BusyError(
             f"{name}: no greeting from {_where(settings)} in {timeouts.connect:g} s: somebody else is connected to it"
@@ -190,7 +191,7 @@ async def _close(client: QMPClient, connection: socket.socket | None) -> None:
 async def _connect(settings: QemuVm) -> socket.socket:
     loop = asyncio.get_running_loop()
     if settings.socket is not None:
-        return await _connected(socket.AF_UNIX, str(settings.socket))
+        return await _connected_here(str(settings.socket))
     assert settings.host_and_port is not None, "a monitor is at a socket or at an address"
     host, port = settings.host_and_port
     failure: OSError | None = None
@@ -200,6 +201,23 @@ async def _connect(settings: QemuVm) -> socket.socket:
         except OSError as error:
             failure = failure or error
     raise failure or OSError("the name has no address")
+
+
+async def _connected_here(path: str) -> socket.socket:
+    """A Unix socket connects at once, but for a full queue of others: asyncio takes that for a connection."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.setblocking(False)
+        while True:
+            try:
+                connection.connect(path)
+            except BlockingIOError:
+                await asyncio.sleep(_AGAIN)
+            else:
+                return connection
+    except BaseException:
+        connection.close()
+        raise
 
 
 async def _connected(family: int, place: Any) -> socket.socket:
