@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 
 from . import badblocks
@@ -22,7 +22,7 @@ from ._version import VERSION
 from .audit import NONE, SEEDS, Sample
 from .basis import Parent
 from .diskbackup import DiskBackup
-from .errors import LeaseLostError, SfasyncError, SourceError, UsageError, printable
+from .errors import BusyError, LeaseLostError, SfasyncError, SourceError, UsageError, printable
 from .interfaces import BackupSession, BackupStore, Platform, SnapshotDisk, SnapshotView
 from .leases import Watch
 from .models import AuditRecord, BackupResult, DiskRecord, DiskStatistics, FileRecord, Manifest, check_id
@@ -44,6 +44,7 @@ _DIGEST = "0" * 64
 
 _ABORT_SECONDS = 4.0  # cancelling a job ends it within 5 s
 _CHECK_SECONDS = 5.0
+_AGAIN = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,7 @@ class BackupRequest:
         disks: Ids of the disks; None for all that the platform has.
         mode: `auto`: incremental where changes are known; `full`; `incremental`: that or an error.
         tags: Free words kept in the manifest.
-        wait: Seconds to wait for another session of the same VM.
+        wait: Seconds to wait for another session of the same VM, and for whatever else its platform does with it.
         bad_blocks: `fail`, or `zero` to back up blocks that cannot be read as zeros.
         resume: Go on from where an interrupted backup of the same snapshot was stopped.
         audit: How much of what is called unchanged is read again.
@@ -101,7 +102,7 @@ class Backup:
         """Make the backup.
 
         Raises:
-            BusyError: Another session works on this VM.
+            BusyError: Another session works on this VM, or its platform is busy with it.
             SfasyncError: The first failure; nothing became visible.
             asyncio.CancelledError: As above; the session has ended.
         """
@@ -123,13 +124,19 @@ class Backup:
         result: BackupResult | None = None
         try:
             before = session.interrupted
-            async with platform.snapshot(
-                request.vm,
-                disks=request.disks,
-                base=parent.checkpoints,
-                chain=chain,
-                reuse=before.snapshot if before else None,
-            ) as view:
+            async with AsyncExitStack() as stack:
+                view = await _patiently(
+                    lambda: stack.enter_async_context(
+                        platform.snapshot(
+                            request.vm,
+                            disks=request.disks,
+                            base=parent.checkpoints,
+                            chain=chain,
+                            reuse=before.snapshot if before else None,
+                        )
+                    ),
+                    began + request.wait,
+                )
                 result = await self._from_view(view, session, parent, request, platform.name, reporter, began)
         except Exception as error:
             if result is None:
@@ -219,6 +226,21 @@ class Backup:
             untold={disk.record.id: disk.untold for disk in moved if disk.untold},
             warnings=tuple(warnings),
         )
+
+
+async def _patiently(freeze: Callable[[], Awaitable[SnapshotView]], deadline: float) -> SnapshotView:
+    """The snapshot of a VM that may be busy; whoever backed it up last still removes theirs when their session ends.
+
+    Raises:
+        BusyError: It still is at the deadline.
+    """
+    while True:
+        try:
+            return await freeze()
+        except BusyError:
+            if time.monotonic() + _AGAIN > deadline:
+                raise
+        await asyncio.sleep(_AGAIN)
 
 
 def _draft(disk: SnapshotDisk) -> DiskRecord:

@@ -125,7 +125,7 @@ class Engine:
             platform: Freezes the VM's disks and tells what changed.
             mode: ``auto`` (incremental where changes are known), ``full``, or ``incremental`` (that or an error).
             tags: Free words kept with the backup.
-            wait: Seconds to wait while another session works on the same VM.
+            wait: Seconds to wait while another session, or the platform, works on the same VM.
             bad_blocks: What becomes of blocks that cannot be read: ``fail`` the backup, or back them up as ``zero``,
                 at most 1 MiB of a disk; `BackupResult.bad_blocks` says which.
             snapshot_id: Without a platform, the name of the frozen state that the disks are in. A backup of the same

@@ -5,18 +5,31 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sfasync import CbtError, Engine, LeaseLostError, Limits, Repository, SourceError, StorageError, UsageError, backup
+from sfasync import (
+    BusyError,
+    CbtError,
+    Engine,
+    LeaseLostError,
+    Limits,
+    Repository,
+    SourceError,
+    StorageError,
+    UsageError,
+    backup,
+)
 from sfasync.models import DiskRecord, DiskStatistics
 from sfasync.store.names import Numbered
 from sfasync.store.records import Records
 from sfasync.units import KiB, MiB
 
 from .support.memory import MemoryDisk
-from .support.tracking import TrackingPlatform
+from .support.tracking import TrackedSnapshot, TrackingPlatform
 
 SIZE = 20 * MiB + 512
 
@@ -194,6 +207,33 @@ async def test_a_platform_that_fails_to_clean_up_does_not_undo_the_backup(
     first = await engine.backup_vm("web-01", platform=platform)
     assert first.warnings == ("the platform did not clean up: the snapshot is stuck",)
     assert [manifest.id for manifest in await repository.backups()] == [first.id]
+
+
+class BusyPlatform(TrackingPlatform):
+    """A platform that still removes the snapshot of the last backup.
+
+    Attributes:
+        busy: How often it says so.
+    """
+
+    busy = 2
+
+    @asynccontextmanager
+    async def snapshot(self, vm: str, **arguments: Any) -> AsyncIterator[TrackedSnapshot]:
+        if self.busy:
+            self.busy -= 1
+            raise BusyError("the platform is at work on it")
+        async with super().snapshot(vm, **arguments) as view:
+            yield view
+
+
+async def test_who_waits_for_a_vm_waits_for_its_platform_too(engine: Engine) -> None:
+    platform = BusyPlatform({"vda": content()})
+    with pytest.raises(BusyError, match="at work on it"):
+        await engine.backup_vm("web-01", platform=platform)
+    assert platform.busy == 1, "nobody was to wait"
+    await engine.backup_vm("web-01", platform=platform, wait=20)
+    assert platform.busy == 0
 
 
 async def test_a_new_disk_is_full_beside_incremental_ones(engine: Engine) -> None:

@@ -85,7 +85,7 @@ class _Wish:
     type=options.seconds,
     metavar="SECONDS",
     default="0",
-    help="How long to wait for another backup of the same VM to end.",
+    help="How long to wait while another backup, or the platform, is busy with the same VM.",
 )
 @click.option(
     "--bad-blocks",
