@@ -177,11 +177,11 @@ async def _existing(
     since: Mapping[str, Checkpoint] | None,
 ) -> _Target:
     server = await site.find(vm)
-    await site.require_idle(server)
     if not eligible.is_off(server):
         raise UsageError(f"VM '{printable(server.name)}' is not off; stop it before its disks are written")
     _require_same_cipher(server, origin)
     await _clean_up_before(site, server)
+    await site.require_idle(server)
     tracked = await tracking(site, server, enable=False)
     changes = {disk: Changes(reason="not-differential") for disk in disks}
     if since is not None:

@@ -174,10 +174,10 @@ async def frozen_vm(
 ) -> AsyncIterator[FrozenVm]:
     """Freeze a VM for the time of the block; arguments as of `Platform.snapshot`."""
     server = await site.find(vm)
-    await site.require_idle(server)
     await _require_eligible(site, server)
     async with site.run() as run:
         adopted = await _clean_up_before(site, run, server, chain, reuse)
+        await site.require_idle(server)  # what dead runs of ours had begun has ended by now
         tracked = await tracking(site, server, enable=site.settings.enable_cbt)
         entry = adopted or await take_snapshot(site, run, server, prefix_of(chain))
         frozen = await _details(site, server, entry, disks)

@@ -124,6 +124,7 @@ async def test_what_a_killed_backup_made_is_removed(
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_killed_at_every_call(lab: Laboratory, platform: ScpPlatform, repository: Repository, when: str) -> None:
     number = 1
@@ -156,6 +157,7 @@ async def test_a_vm_that_a_killed_restore_made_is_removed(
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_restores_killed_at_every_call(
     lab: Laboratory, platform: ScpPlatform, repository: Repository, when: str
