@@ -86,6 +86,22 @@ async def test_all_disks_are_of_one_moment(machine: Machine, platform: QemuPlatf
         assert seen == sorted(set(seen)), "the guest counted on between the snapshots"
 
 
+async def test_what_is_read_is_what_was_there(machine: Machine, platform: QemuPlatform) -> None:
+    """Also where a request, or a question for the map, goes over the border of what the guest has overwritten since."""
+    cluster = 64 * KiB
+    async with await open_export(machine.address("vda")) as guest:
+        await guest.write(0, b"old!" * MiB)
+        async with platform.snapshot("web-01", disks=["vda"]) as view:
+            async with await open_export(view.disks[0].address) as frozen:
+                await guest.zero(10 * cluster, 3 * cluster)
+                await guest.write(20 * cluster + 1, b"new!" * cluster)
+                await guest.trim(40 * cluster, 3 * cluster)
+                for first, count in ((9, 5), (10, 3), (10, 4), (11, 9), (0, 64), (19, 2), (39, 6)):
+                    assert await frozen.read(first * cluster, count * cluster) == b"old!" * (count * cluster // 4)
+                    told = [extent async for extent in frozen.extents(first * cluster, count * cluster)]
+                    assert not any(extent.zero for extent in told)
+
+
 # --- the guest comes first -------------------------------------------------------------------------------------------
 
 
