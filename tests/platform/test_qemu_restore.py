@@ -45,4 +45,4 @@ async def test_disks_get_back_what_has_changed_since_their_backup(tmp_path: Path
             assert [disk.tree for disk in after.disks] == [disk.tree for disk in backup.disks]
             whole = await engine.restore_vm(backup.id, platform=platform, disks=["vdb"])
             assert (whole.disks[0].mode, whole.disks[0].reason) == ("full", None)
-            assert len(await bitmaps(machine, "vda")) == 1
+            assert len(await bitmaps(machine, "vda")) == 2  # and its seal

@@ -91,15 +91,17 @@ async def test_what_is_read_is_what_was_there(machine: Machine, platform: QemuPl
     cluster = 64 * KiB
     async with await open_export(machine.address("vda")) as guest:
         await guest.write(0, b"old!" * MiB)
-        async with platform.snapshot("web-01", disks=["vda"]) as view:
-            async with await open_export(view.disks[0].address) as frozen:
-                await guest.zero(10 * cluster, 3 * cluster)
-                await guest.write(20 * cluster + 1, b"new!" * cluster)
-                await guest.trim(40 * cluster, 3 * cluster)
-                for first, count in ((9, 5), (10, 3), (10, 4), (11, 9), (0, 64), (19, 2), (39, 6)):
-                    assert await frozen.read(first * cluster, count * cluster) == b"old!" * (count * cluster // 4)
-                    told = [extent async for extent in frozen.extents(first * cluster, count * cluster)]
-                    assert not any(extent.zero for extent in told)
+        async with (
+            platform.snapshot("web-01", disks=["vda"]) as view,
+            await open_export(view.disks[0].address) as frozen,
+        ):
+            await guest.zero(10 * cluster, 3 * cluster)
+            await guest.write(20 * cluster + 1, b"new!" * cluster)
+            await guest.trim(40 * cluster, 3 * cluster)
+            for first, count in ((9, 5), (10, 3), (10, 4), (11, 9), (0, 64), (19, 2), (39, 6)):
+                assert await frozen.read(first * cluster, count * cluster) == b"old!" * (count * cluster // 4)
+                told = [extent async for extent in frozen.extents(first * cluster, count * cluster)]
+                assert not any(extent.zero for extent in told)
 
 
 # --- the guest comes first -------------------------------------------------------------------------------------------
@@ -578,6 +580,7 @@ async def test_files_are_kept_with_the_disks(machine: Machine, repository: Repos
 async def test_a_disk_goes_back_and_the_next_backup_knows(machine: Machine, repository: Repository) -> None:
     async with Engine(repository) as engine, QemuPlatform(machine.platform_settings()) as platform:
         async with await open_export(machine.address("vda")) as guest:
+            await guest.zero(0, 4 * MiB)
             await guest.write(0, b"first" * 1000)
             first = await engine.backup_vm("web-01", platform=platform)
             await guest.write(2 * MiB + 1, b"second")
