@@ -301,7 +301,8 @@ def _is_wanted(file: _File, origin: str, vm: str | None) -> bool:
 
 
 def _is_of(file: _File, vm: str | None) -> bool:
-    return vm is None or any(entry.vm == vm for entry in file.entries.values())
+    """Whether a run is one of the VM, or has made nothing, so that only its file has to go."""
+    return vm is None or not file.entries or any(entry.vm == vm for entry in file.entries.values())
 
 
 def _taken(file: _File) -> bool:

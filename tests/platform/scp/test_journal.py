@@ -97,6 +97,9 @@ async def test_runs_of_other_platforms_and_vms_are_left_alone(
         await run.intend("snapshot", vm=vm, name="sfasync-1")
         await run.end()
     assert await journal.abandoned("vm") == []
+    (tmp_path / "journal" / f"{1:032x}.jsonl").write_bytes(b'{"origin": "https://scp.example", "pid": 1}\n')
+    [empty] = await journal.abandoned("vm")  # it has made nothing, so it is anybody's
+    await empty.end()
     [run] = await journal.abandoned()
     assert [entry.vm for entry in run.entries] == ["other"]
     await run.end()
