@@ -131,13 +131,17 @@ class Lease:
         await remove(self._api, self._run, self._entry)
 
     async def _keep(self) -> None:
-        while not self.lost.done():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._tenure.pause(_now())):
-                    await self._stopped.wait()
-            if self._stopped.is_set():
-                return
-            await self._keep_once()
+        try:
+            while not self.lost.done():
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._tenure.pause(_now())):
+                        await self._stopped.wait()
+                if self._stopped.is_set():
+                    return
+                await self._keep_once()
+        finally:
+            if not self._stopped.is_set():  # whatever the reason: nobody must go on who believes that it is kept
+                self._lose("nobody looks after the lease on the VM any more")
 
     async def _keep_once(self) -> None:
         try:

@@ -13,7 +13,7 @@ from sfasync.errors import BusyError, PlatformError
 from sfasync.platform.scp import lease
 from sfasync.platform.scp.api import ScpApi
 from sfasync.platform.scp.journal import Journal
-from sfasync.platform.scp.lease import Lease, leased
+from sfasync.platform.scp.lease import Lease, Tenure, leased
 from sfasync.platform.scp.undo import undone
 from sfasync.workers import Workers
 
@@ -103,6 +103,17 @@ async def test_what_it_was_lost_by_is_told(fake: FakePlatform, workers: Workers,
     ]:
         async with held(fake, workers, tmp_path, state(60), told) as lease:
             assert await reason_of(lease) == reason
+
+
+async def test_a_keeper_that_fails_loses_the_lease(
+    fake: FakePlatform, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: object, __: float) -> bool:
+        raise ZeroDivisionError
+
+    async with held(fake, workers, tmp_path, state(60)) as lease:
+        monkeypatch.setattr(Tenure, "due", broken)
+        assert await reason_of(lease) == "nobody looks after the lease on the VM any more"
 
 
 async def test_one_that_is_not_given(fake: FakePlatform, workers: Workers, tmp_path: Path) -> None:
