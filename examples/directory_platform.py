@@ -98,6 +98,9 @@ class Target:
     def vm_name(self) -> str:
         return self.vm_id
 
+    async def check(self) -> None:
+        pass
+
     async def finish(self) -> Sequence[str]:
         self.directory.mkdir(exist_ok=True)
         for image in self.images.iterdir():

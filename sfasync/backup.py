@@ -22,9 +22,9 @@ from ._version import VERSION
 from .audit import NONE, SEEDS, Sample
 from .basis import Parent
 from .diskbackup import DiskBackup
-from .errors import BusyError, LeaseLostError, SfasyncError, SourceError, UsageError, printable
+from .errors import BusyError, LeaseLostError, SourceError, UsageError, printable
 from .interfaces import BackupSession, BackupStore, Platform, SnapshotDisk, SnapshotView
-from .leases import Watch
+from .leases import Watch, blame_loss
 from .models import AuditRecord, BackupResult, DiskRecord, DiskStatistics, FileRecord, Manifest, check_id
 from .progress import Reporter
 from .resources import Resources
@@ -43,7 +43,6 @@ BAD_BLOCKS = ("fail", "zero")
 _DIGEST = "0" * 64
 
 _ABORT_SECONDS = 4.0  # cancelling a job ends it within 5 s
-_CHECK_SECONDS = 5.0
 _AGAIN = 0.25
 
 
@@ -204,7 +203,7 @@ class Backup:
                     needed=lambda: not all(disk.is_read for disk in disks),
                 )
             except SourceError as error:
-                await _blame_loss(view, error)
+                await blame_loss(view.check, error)
                 raise
             reporter.enter("committing")
             bad = {disk.record.id: disk.bad for disk in moved if disk.bad}
@@ -261,21 +260,6 @@ def _draft(disk: SnapshotDisk) -> DiskRecord:
 
 def _draft_file(name: str) -> FileRecord:
     return FileRecord(name=name, size=MiB, digest=_DIGEST)
-
-
-async def _blame_loss(view: SnapshotView, error: SourceError) -> None:
-    """See whether a source failed because the snapshot is gone.
-
-    Raises:
-        LeaseLostError: It did.
-    """
-    try:
-        async with asyncio.timeout(_CHECK_SECONDS):
-            await view.check()
-    except LeaseLostError as lost:
-        raise lost from error
-    except (SfasyncError, TimeoutError) as other:
-        log.info("whether the snapshot still stands is not known: %s", other)
 
 
 def _files(view: SnapshotView, bad: badblocks.BadBlocks) -> dict[str, bytes]:

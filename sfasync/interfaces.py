@@ -315,6 +315,14 @@ class RestoreView(Protocol):
         """As of `SnapshotView`."""
         ...
 
+    async def check(self) -> None:
+        """Ask whether the disks may still be written; called when writing one failed.
+
+        Raises:
+            LeaseLostError: They may not.
+        """
+        ...
+
     async def finish(self) -> Sequence[str]:
         """All disks are written and flushed: bring the VM into its final state.
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, TypeVar
 
-from .errors import LeaseLostError, printable
+from .errors import LeaseLostError, SfasyncError, printable
 from .tasks import cancelled
 
+log = logging.getLogger("sfasync")
+
 _T = TypeVar("_T")
+
+_CHECK_SECONDS = 5.0
 
 
 class Watch:
@@ -59,3 +64,22 @@ class Watch:
             return await task
         finally:
             await cancelled(task)
+
+
+async def blame_loss(check: Callable[[], Awaitable[None]], error: Exception) -> None:
+    """See whether a disk failed because what a platform gave is gone.
+
+    Args:
+        check: Asks the platform.
+        error: How the disk failed.
+
+    Raises:
+        LeaseLostError: It did.
+    """
+    try:
+        async with asyncio.timeout(_CHECK_SECONDS):
+            await check()
+    except LeaseLostError as lost:
+        raise lost from error
+    except (SfasyncError, TimeoutError) as other:
+        log.info("whether the platform has taken it back is not known: %s", other)

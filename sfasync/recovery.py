@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from . import badblocks
 from .backup import CONFIG_FILE
-from .errors import PlatformError, UsageError, printable
+from .errors import PlatformError, TargetError, UsageError, printable
 from .interfaces import BackupStore, Platform, RestoreView
-from .leases import Watch
+from .leases import Watch, blame_loss
 from .models import ExportAddress, Manifest, RestoreResult, check_id
 from .progress import Reporter
 from .resources import Resources
@@ -123,7 +123,11 @@ class Recovery:
         restore = Restore(self._store, self._resources)
         work = restore.run(manifest, targets, verify_after=request.verify_after, reporter=reporter)
         with Watch(view.lost, "the disks") as watch:
-            result = await watch.guard(work)
+            try:
+                result = await watch.guard(work)
+            except TargetError as error:
+                await blame_loss(view.check, error)
+                raise
         warnings = [printable(warning) for warning in await view.finish()]
         return replace(result, restored_vm=view.vm_id, warnings=(*result.warnings, *warnings))
 

@@ -19,6 +19,7 @@ from sfasync import (
     PlatformError,
     Repository,
     StorageError,
+    TargetError,
     UsageError,
 )
 from sfasync.interfaces import Buffer
@@ -57,6 +58,10 @@ class Writable:
     platform: RestoringPlatform
     vm_name: str = "a VM"
 
+    async def check(self) -> None:
+        if self.platform.gone:
+            raise LeaseLostError("the VM was started")
+
     async def finish(self) -> Sequence[str]:
         self.platform.finished.append(self.vm_id)
         return ["the VM has another MAC\naddress"]
@@ -74,6 +79,8 @@ class CountedDisk(MemoryDisk):
         self.platform.writing.add(id(self))
         self.platform.most = max(self.platform.most, len(self.platform.writing))
         await asyncio.sleep(0)
+        if self.platform.gone is not None:
+            raise TargetError("writing failed: the connection was lost")
         await super().write(offset, data)
         self.writes.append((offset, len(data)))
 
@@ -94,6 +101,7 @@ class RestoringPlatform(TrackingPlatform):
         targets: The disks that it got.
         lie: Ranges to tell instead of those that have changed.
         missing: Disks that are not given.
+        gone: Whether what is written fails because the platform took it back; None where nothing fails.
         finished: VMs that were brought into their final state.
         writing, most: Disks that are written now, and most at once.
     """
@@ -104,6 +112,7 @@ class RestoringPlatform(TrackingPlatform):
         self.targets: dict[str, CountedDisk] = {}
         self.lie: Sequence[tuple[int, int]] | None = None
         self.missing: set[str] = set()
+        self.gone: bool | None = None
         self.shares: Mapping[str, int] = {}
         self.fail_restore: Exception | None = None
         self.lose_disks = False
@@ -280,6 +289,13 @@ async def test_what_fails_keeps_its_type(engine: Engine, platform: RestoringPlat
     with pytest.raises(LeaseLostError, match="took the disks back: the VM was started"):
         await engine.restore_vm(backup, platform=platform)
     platform.lose_disks = False
+    platform.gone = True
+    with pytest.raises(LeaseLostError, match="the VM was started"):
+        await engine.restore_vm(backup, platform=platform)
+    platform.gone = False
+    with pytest.raises(TargetError, match="the connection was lost"):
+        await engine.restore_vm(backup, platform=platform)
+    platform.gone = None
     platform.missing = {"vdb"}
     with pytest.raises(PlatformError, match="gives no disk 'vdb'"):
         await engine.restore_vm(backup, platform=platform)

@@ -80,6 +80,9 @@ class PlainTarget:
     def vm_name(self) -> str:
         return self.vm_id
 
+    async def check(self) -> None:
+        """Nothing can be lost."""
+
     async def finish(self) -> Sequence[str]:
         """There is no VM to bring up."""
         return ()

@@ -52,11 +52,23 @@ class QemuTarget:
 
     vm_id: str
     disks: Mapping[str, TargetDisk]
-    lost: asyncio.Future[str]
+    watch: Watch
+
+    @property
+    def lost(self) -> asyncio.Future[str]:
+        return self.watch.lost
 
     @property
     def vm_name(self) -> str:
         return self.vm_id
+
+    async def check(self) -> None:
+        """Ask QEMU.
+
+        Raises:
+            LeaseLostError: The disks are served no more.
+        """
+        await self.watch.check("e")
 
     async def finish(self) -> Sequence[str]:
         """The disks are as they were; nothing else of the VM was touched."""
@@ -113,7 +125,7 @@ async def open_target(
                     disk.id: await _target(monitor, settings, places, number, disk, *bases[disk.id])
                     for number, disk in enumerate(chosen)
                 }
-                yield QemuTarget(vm, targets, watch.lost)
+                yield QemuTarget(vm, targets, watch)
             finally:
                 watch.end()
 

@@ -20,7 +20,7 @@ from functools import partial
 
 import msgspec
 
-from ...errors import IntegrityError, PlatformError, SfasyncError, UsageError, one_line, printable
+from ...errors import IntegrityError, LeaseLostError, PlatformError, SfasyncError, UsageError, one_line, printable
 from ...models import Checkpoint, ExportAddress, Extent
 from . import eligible, vmconf
 from .answers import Server
@@ -85,6 +85,17 @@ class RestoredVm:
         self._run = run
         self._target = target
         self._lease = lease
+
+    async def check(self) -> None:
+        """As `RestoreView.check`.
+
+        Raises:
+            LeaseLostError: The lease is lost.
+            PlatformError: The platform does not answer.
+        """
+        await self._lease.check()
+        if self.lost.done():
+            raise LeaseLostError(f"the platform took the disks back: {printable(self.lost.result())}")
 
     async def finish(self) -> Sequence[str]:
         """Give the lease back and start the VM, if that is wanted; what fails of it is a warning."""
