@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 
@@ -25,7 +25,7 @@ from .diskbackup import DiskBackup
 from .errors import BusyError, LeaseLostError, SourceError, UsageError, printable
 from .interfaces import BackupSession, BackupStore, Platform, SnapshotDisk, SnapshotView
 from .leases import Watch, blame_loss
-from .models import AuditRecord, BackupResult, DiskRecord, DiskStatistics, FileRecord, Manifest, check_id
+from .models import AuditRecord, BackupResult, DiskRecord, DiskStatistics, ExportAddress, FileRecord, Manifest, check_id
 from .progress import Reporter
 from .resources import Resources
 from .resuming import with_checkpoints
@@ -218,7 +218,7 @@ class Backup:
             vm=manifest.vm,
             parent=manifest.parent,
             disks=manifest.disks,
-            limited_by=_limited_by(manifest.disks),
+            limited_by=_limited_by(manifest.disks, _rates(view)),
             seconds=time.monotonic() - began,
             resumed={disk.record.id: disk.resumed for disk in moved if disk.resumed},
             bad_blocks=bad,
@@ -283,8 +283,26 @@ async def _tell_committed(view: SnapshotView, manifest: Manifest) -> list[str]:
     return []
 
 
-def _limited_by(disks: Sequence[DiskRecord]) -> str:
-    """The stage that the lanes of all disks waited for longest.
+_NEAR = 0.8  # of the rate that a platform allows, on average of a whole disk
+
+
+def _at_its_rate(disk: DiskRecord, rate: int | None) -> bool:
+    """Whether a disk came about as fast as its platform lets it."""
+    seconds = disk.statistics.seconds.get("total", 0.0)
+    return rate is not None and disk.statistics.bytes_read >= _NEAR * rate * seconds > 0
+
+
+def _rates(view: SnapshotView) -> dict[str, int]:
+    """Bytes a second that each disk can be had at, where its platform knows."""
+    return {
+        disk.id: disk.address.rate * (disk.address.connections or 1)
+        for disk in view.disks
+        if isinstance(disk.address, ExportAddress) and disk.address.rate is not None
+    }
+
+
+def _limited_by(disks: Sequence[DiskRecord], rates: Mapping[str, int]) -> str:
+    """The stage that the lanes of all disks waited for longest; of a source, whether it gave all that it may.
 
     Waiting for memory does not count: who holds it is reading or writing, and both are counted.
     """
@@ -293,5 +311,6 @@ def _limited_by(disks: Sequence[DiskRecord]) -> str:
         return sum(disk.statistics.seconds.get(stage, 0.0) for disk in disks)
 
     if waited("read") >= waited("write"):
-        return "source"
+        longest = max(disks, key=lambda disk: disk.statistics.seconds.get("total", 0.0), default=None)
+        return "network" if longest is not None and _at_its_rate(longest, rates.get(longest.id)) else "source"
     return "compression" if waited("seal") >= waited("store") else "store"

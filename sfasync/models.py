@@ -183,6 +183,8 @@ class ExportAddress:
         export: Name of the export; the empty name asks for the server's default.
         tls: Policy of a connection that must be TLS; None for a plain one.
         connections: Most connections that may be made to it at once; None for as many as the caller's limits allow.
+        rate: Bytes a second that its server gives to one connection; None where that is not known. Nothing is slowed
+            down to it: it tells what limited a job.
     """
 
     host: str | None = None
@@ -191,6 +193,7 @@ class ExportAddress:
     export: str = ""
     tls: TlsPolicy | None = None
     connections: int | None = None
+    rate: int | None = None
 
     def __post_init__(self) -> None:
         if (self.host is None) == (self.socket is None):
@@ -535,7 +538,8 @@ class BackupResult:
 
     Attributes:
         id, vm, parent, disks: As in the manifest.
-        limited_by: What held the job up most: `source`, `compression` or `store`.
+        limited_by: What held the job up most: `source`, `network` (a connection has all that the platform gives it),
+            `compression` or `store`.
         seconds: Wall seconds.
         resumed: By disk, the bytes that an interrupted backup of the same snapshot had finished and that were not read
             again.

@@ -50,6 +50,7 @@ class EndpointTemplate:
             ``{resource_id}`` replaced; a brace is written twice.
         tls: Policy for mode ``nbdssl``; None where there is only plain NBD.
         connections: Most connections to one disk; None for as many as the caller's limits allow.
+        rate: Bytes a second that the service gives to one connection; None where that is not known.
     """
 
     host: str
@@ -57,6 +58,7 @@ class EndpointTemplate:
     export: str = ""
     tls: TlsPolicy | None = None
     connections: int | None = None
+    rate: int | None = None
 
     def __post_init__(self) -> None:
         _pieces(self.export)
@@ -76,6 +78,7 @@ class EndpointTemplate:
             export=export,
             tls=self.tls if request.mode == "nbdssl" else None,
             connections=self.connections,
+            rate=self.rate,
         )
 
 

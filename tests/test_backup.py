@@ -285,4 +285,12 @@ def test_what_took_longest_limited_a_backup(seconds: dict[str, float], limited_b
     record = DiskRecord(
         id="vda", size=1, root="", tree="", mode="full", reasons=(), statistics=DiskStatistics(seconds=seconds)
     )
-    assert backup._limited_by([record, record]) == limited_by
+    assert backup._limited_by([record, record], {"vda": 100}) == limited_by
+
+
+@pytest.mark.parametrize(("seconds", "limited_by"), [(10.0, "network"), (13.0, "source")])
+def test_a_connection_that_has_all_it_may_limits_a_backup(seconds: float, limited_by: str) -> None:
+    statistics = DiskStatistics(bytes_read=1000, seconds={"read": 9.0, "write": 1.0, "total": seconds})
+    record = DiskRecord(id="vda", size=1000, root="", tree="", mode="full", statistics=statistics)
+    assert backup._limited_by([record], {"vda": 100}) == limited_by
+    assert backup._limited_by([record], {}) == "source"

@@ -142,7 +142,14 @@ def address_of(settings: ScpSettings, request: EndpointRequest, *, host: str, ca
         if request.mode == "nbdssl"
         else None
     )
-    template = EndpointTemplate(host=host, port=nbd.port, export=nbd.export, tls=tls, connections=settings.connections)
+    template = EndpointTemplate(
+        host=host,
+        port=nbd.port,
+        export=nbd.export,
+        tls=tls,
+        connections=settings.connections,
+        rate=settings.bandwidth * 1_000_000 // 8,
+    )
     return template.address(request)
 
 

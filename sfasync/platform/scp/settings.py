@@ -170,6 +170,8 @@ class ScpSettings:
         encrypted_allowed: Back up encrypted VMs, whose backups are of use only where the key is.
         power_on: Start a VM when it is restored.
         connections: Connections to one disk.
+        bandwidth: Megabits a second that the platform gives to one connection, as its setting *Transfer Speed per
+            Backup Task* says. Nothing is slowed down to it: it tells what limited a backup.
         disks_per_datastore, disks_per_host: Disks open at the same time.
     """
 
@@ -193,6 +195,7 @@ class ScpSettings:
     encrypted_allowed: bool = False
     power_on: bool = False
     connections: int = 1
+    bandwidth: int = 800
     disks_per_datastore: int = 9
     disks_per_host: int = 16
 
@@ -207,6 +210,7 @@ class ScpSettings:
             ("page_size", 1, 100),
             ("lease_seconds", 60, 7200),
             ("connections", 1, 16),
+            ("bandwidth", 8, 9900),
             ("disks_per_datastore", 1, 256),
             ("disks_per_host", 1, 128),
         ):

@@ -95,6 +95,7 @@ def test_the_address_of_a_disk() -> None:
         export="2786761839857/ide0@5e1c",
         tls=TlsPolicy(style="direct", ca_text="MIIB", hostname="hci", check_hostname=False),
         connections=2,
+        rate=100_000_000,
     )
     assert address_of(settings, replace(REQUEST, mode="nbd"), host="10.0.0.1", ca_cert="MIIB").tls is None
     with pytest.raises(UsageError, match="needs a snapshot_id"):
