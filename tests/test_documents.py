@@ -133,6 +133,17 @@ def test_the_page_on_the_lab_works(place: Path) -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "full\n", "")
 
 
+def test_the_page_on_restores_works(place: Path) -> None:
+    for program in ("nbdkit", "qemu-img", "qemu-nbd", "qemu-storage-daemon"):
+        require(program)
+    ended = shell("trap 'sfasync lab down --quiet --dir lab' EXIT\n" + blocks("docs/howto/restore.md", "sh"), place)
+    assert ended.returncode == 0, ended.stderr
+    assert "web-01-test" in ended.stdout
+    script = [sys.executable, "-W", "error", "-c", blocks("docs/howto/restore.md", "python")]
+    ended = subprocess.run(script, cwd=place, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "True\n", "")
+
+
 def test_the_programs_of_the_client_page_work(place: Path) -> None:
     with nbdkit("memory", "64M") as server:
         script = blocks("docs/howto/client.md", "python").replace("nbd+unix:///?socket=disk.sock", server.uri)
