@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,6 +90,24 @@ def test_the_protocol_is_pure(name: str, path: Path) -> None:
     inner = {"nbd", "errors", "models", "extents", "units"}
     ours = {part(imported.removeprefix("sfasync.")) for imported in imports(name, path) if "sfasync." in imported}
     assert ours <= inner
+
+
+EXTRAS = {  # by the beginning of a module's name; others have to do with what every installation has
+    "platform.qemu": "qemu",
+    "lab": "lab",
+}
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()), ids=[name for name, _ in modules()])
+def test_what_is_imported_is_what_an_installation_has(name: str, path: Path) -> None:
+    """The tests' own environment has more, which hides what a user would miss."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    extra = next((extra for prefix, extra in EXTRAS.items() if f"{name}.".startswith(f"{prefix}.")), None)
+    required = [*project["dependencies"], *project["optional-dependencies"].get(extra, ())]
+    # A distribution is called after its package here, or after a part of it, as `qemu.qmp`.
+    offered = {re.split(r"[^A-Za-z0-9_]", requirement)[0] for requirement in required}
+    packages = {imported.split(".")[0] for imported in imports(name, path)}
+    assert packages <= offered | sys.stdlib_module_names | {"sfasync", "compression"}  # the last since Python 3.14
 
 
 def loaded_by(*command: str) -> set[str]:
