@@ -19,9 +19,6 @@ from .lease import Lease
 from .settings import ScpSettings
 from .undo import undone
 
-_SERVER_ID: Final = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
-
-
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
@@ -58,12 +55,6 @@ class Site:
                 if error.status != 404:
                     raise
         found = [server for server in await self.api.servers(name=vm) if server.name == vm]
-        if not found and _SERVER_ID.fullmatch(vm):
-            try:
-                return await self.api.server(vm)
-            except PlatformError as error:
-                if error.status != 404:
-                    raise
         if not found:  # thousands of VMs are only listed where the platform cannot look for the name
             everything = await self.api.servers()
             found = [server for server in everything if vm in (server.id, str(server.vm_id), server.name)]
