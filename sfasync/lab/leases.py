@@ -41,7 +41,7 @@ class Lease:
         id: Two UUIDs with a colon between.
         machine: What is leased.
         kind: To read a snapshot of it, or to write it.
-        status: `pending`, `running`, `occupied`, `expired` or `cancelled`.
+        status: `pending`, `running`, `occupied`, `failed`, `expired` or `cancelled`.
         deadline: When it ends, by the clock of `Leases`.
         exports: What is served for it.
     """
@@ -145,7 +145,7 @@ class Leases:
                     await self._end(lease, "expired")
 
     async def _serve(self, lease: Lease, name: str) -> bool:
-        _, snapshot, disk_id = _parts(lease, name)
+        snapshot, disk_id = _parts(lease, name)
         disk = lease.machine.disk(disk_id)
         if lease.kind == "restore" and disk is not None and "/" not in name.partition("/")[2]:
             await self._hypervisor.serve(name, disk)
@@ -180,11 +180,10 @@ async def leases(hypervisor: Hypervisor, misbehaviour: Misbehaviour, *, speed: f
             await made.release(lease)
 
 
-def _parts(lease: Lease, name: str) -> tuple[str, Snapshot | None, str]:
-    """The resource, the snapshot and the disk that an export's name means."""
-    resource, _, rest = name.partition("/")
-    snapshot_id, _, disk_id = rest.rpartition("/")
+def _parts(lease: Lease, name: str) -> tuple[Snapshot | None, str]:
+    """The snapshot and the disk that the name of an export of this lease means."""
+    snapshot_id, _, disk_id = name.partition("/")[2].rpartition("/")
     snapshots = lease.machine.snapshots
     if snapshot_id:
-        return resource, lease.machine.snapshot(snapshot_id), disk_id
-    return resource, snapshots[-1] if snapshots else None, disk_id
+        return lease.machine.snapshot(snapshot_id), disk_id
+    return snapshots[-1] if snapshots else None, disk_id
