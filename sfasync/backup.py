@@ -22,7 +22,7 @@ from ._version import VERSION
 from .audit import NONE, SEEDS, Sample
 from .basis import Parent
 from .diskbackup import DiskBackup
-from .errors import BusyError, LeaseLostError, SourceError, UsageError, printable
+from .errors import BusyError, LeaseLostError, SourceError, UsageError, one_line, printable
 from .interfaces import BackupSession, BackupStore, Platform, SnapshotDisk, SnapshotView
 from .leases import Watch, blame_loss
 from .models import AuditRecord, BackupResult, DiskRecord, DiskStatistics, ExportAddress, FileRecord, Manifest, check_id
@@ -44,6 +44,7 @@ _DIGEST = "0" * 64
 
 _ABORT_SECONDS = 4.0  # cancelling a job ends it within 5 s
 _AGAIN = 0.25
+_LONGEST_PAUSE = 5.0  # each look costs a platform several answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,8 +141,9 @@ class Backup:
         except Exception as error:
             if result is None:
                 raise
-            log.warning("backup %s: the platform did not clean up: %s", result.id, error)
-            result = replace(result, warnings=(*result.warnings, f"the platform did not clean up: {error}"))
+            what = f"the platform did not clean up: {one_line(str(error) or type(error).__name__)}"
+            log.warning("backup %s: %s", result.id, what)
+            result = replace(result, warnings=(*result.warnings, what))
         assert result is not None, "the platform swallowed a failure"
         return result
 
@@ -228,18 +230,21 @@ class Backup:
 
 
 async def _patiently(freeze: Callable[[], Awaitable[SnapshotView]], deadline: float) -> SnapshotView:
-    """The snapshot of a VM that may be busy; whoever backed it up last still removes theirs when their session ends.
+    """The snapshot of a VM that may be busy: the last backup of it has ended its session before its snapshot is gone.
 
     Raises:
         BusyError: It still is at the deadline.
     """
+    pause = _AGAIN
     while True:
         try:
             return await freeze()
         except BusyError:
-            if time.monotonic() + _AGAIN > deadline:
+            left = deadline - time.monotonic()
+            if left < _AGAIN:
                 raise
-        await asyncio.sleep(_AGAIN)
+        await asyncio.sleep(min(pause, left))
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def _draft(disk: SnapshotDisk) -> DiskRecord:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from . import badblocks
 from .backup import CONFIG_FILE
-from .errors import PlatformError, TargetError, UsageError, printable
+from .errors import PlatformError, TargetError, UsageError, one_line, printable
 from .interfaces import BackupStore, Platform, RestoreView
 from .leases import Watch, blame_loss
 from .models import ExportAddress, Manifest, RestoreResult, check_id
@@ -105,7 +105,7 @@ class Recovery:
         except Exception as error:
             if result is None:
                 raise
-            what = f"the platform did not clean up: {printable(str(error) or type(error).__name__)}"
+            what = f"the platform did not clean up: {one_line(str(error) or type(error).__name__)}"
             log.warning("%s", what)
             result = replace(result, warnings=(*result.warnings, what))
         assert result is not None, "the platform swallowed a failure"
