@@ -26,6 +26,9 @@ PACE: Final = Retry(delay=1.0, max_delay=20.0, jitter=0.5)
 """How pauses grow between attempts."""
 
 _TRIES: Final = 12
+_TOLD: Final = 3
+"""The attempt from which a wait is worth a word to whoever waits."""
+
 _BROKEN_TRIES: Final = 3
 
 
@@ -66,7 +69,9 @@ class Patience:
                 pause = _pause_after(reply, method, attempt, backoff)
                 if pause is None or attempt == _TRIES:
                     return reply
-            _log.info("asking the platform for '%s' again in %.1f s", operation, pause)
+            level = logging.WARNING if attempt == _TOLD else logging.INFO
+            left = backoff.remaining
+            _log.log(level, "%s does not answer '%s' now; it is asked for %.0f s more", self._origin, operation, left)
             await asyncio.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 

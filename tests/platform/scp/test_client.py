@@ -217,12 +217,15 @@ async def test_but_not_for_ever(platform: FakePlatform, after: str) -> None:
     assert len(platform.came(AZS)) == 1
 
 
-async def test_an_endless_503_ends(platform: FakePlatform) -> None:
+async def test_an_endless_503_ends(platform: FakePlatform, caplog: pytest.LogCaptureFixture) -> None:
     platform.on(AZS, refusal(503, "maintenance"))
     async with api(platform) as scp:
         with pytest.raises(PlatformError, match="maintenance"):
             await scp.azs()
     assert len(platform.came(AZS)) == 12
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == 1, "whoever waits is told once"
+    assert "does not answer 'azs' now" in told[0]
 
 
 async def test_reading_is_repeated_when_the_platform_fails(platform: FakePlatform) -> None:
