@@ -12,7 +12,7 @@ STORAGE_ID = "1fd63ecb_vs_vol_rep3"
 
 
 def configuration(machine: Machine) -> dict[str, Any]:
-    """A machine's configuration as snapshots keep it (`vmconf`, section 4.4 of the platform's reference)."""
+    """A machine's configuration as snapshots keep it: the platform's `vmconf`."""
     disks = [
         {
             "device_id": disk.id,

@@ -16,6 +16,7 @@ from .machines import Changes, Disk, Inventory, Machine, MachineSpec, Snapshot
 from .storage import Area, Frozen, Storage
 
 Progress = Callable[[int], None]
+"""Is told the percentage that is done."""
 
 
 class ExpiredError(Exception):

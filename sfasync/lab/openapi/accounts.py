@@ -1,6 +1,6 @@
-"""Who may call: tokens for a password, and signed requests (section 3 of the platform's reference).
+"""Who may call: tokens for a password, and signed requests.
 
-Where the reference knows several variants of signing, each is accepted: the region and service that clients are known
+Of the variants of signing that clients use each is accepted: the region and service that clients are known
 to use, a cookie that is signed as an empty value or left out, and `path` as a mere name in the list. The query is not
 signed. The allowed skew of clocks is not public; here it is 15 minutes.
 """

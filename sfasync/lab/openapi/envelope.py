@@ -1,4 +1,4 @@
-"""How calls are answered: the two envelopes of the platform, pages, and errors (section 4.0 of the reference)."""
+"""How calls are answered: the two envelopes of the platform, pages, and errors."""
 
 from __future__ import annotations
 

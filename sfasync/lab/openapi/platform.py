@@ -1,4 +1,4 @@
-"""Log-in, and what the platform consists of (sections 3.1, 4.1, 4.2 and 4.10)."""
+"""Log-in, and what the platform consists of."""
 
 from __future__ import annotations
 

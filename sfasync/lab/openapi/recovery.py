@@ -1,4 +1,4 @@
-"""BIOS and TPM files, and the calls of quick recovery (sections 4.7 and 4.8).
+"""BIOS and TPM files, and the calls of quick recovery.
 
 The calls of quick recovery are answered as documented, but the lab mounts nothing: disks stay what they are.
 """
@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable
 
+from ..hypervisor import Progress
 from .envelope import Answer, Refusal, text_in
 from .site import Call, Operation, Site
-
-Progress = Callable[[int], None]
 
 _BOUNDARY = re.compile(r'boundary="?([^";]+)"?')  # RFC 2046, "multipart"
 

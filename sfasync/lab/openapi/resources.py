@@ -1,15 +1,14 @@
-"""Backup resources (section 4.6)."""
+"""Backup resources: the calls about leases."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
+from ..hypervisor import Progress
 from ..leases import LONGEST, SHORTEST, Kind, Lease
 from .envelope import Answer, Refusal, text_in
 from .site import HOST_ID, Call, Operation, Site
-
-Progress = Callable[[int], None]
 
 _KINDS: Final[Mapping[str, Kind]] = {
     "backup": "backup",

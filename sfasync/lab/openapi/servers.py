@@ -1,19 +1,18 @@
-"""VMs: list, details, power, creation and change (section 4.3)."""
+"""VMs: list, details, power, creation and change."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...errors import PlatformError, UsageError
 from ...units import GiB, MiB
 from ..configuration import STORAGE_ID, configuration
+from ..hypervisor import Progress
 from ..machines import Machine, MachineSpec
 from .envelope import Answer, Refusal, page, text_in
 from .site import HOST_ID, Call, Operation, Site
-
-Progress = Callable[[int], None]
 
 _NOT_OURS = ("hardware_option", "az_id", "datastore_id", "host_id")
 """Members of a configuration that a machine does not simply keep."""

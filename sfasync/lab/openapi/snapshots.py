@@ -1,4 +1,4 @@
-"""Snapshots and changed areas (sections 4.4 and 4.5).
+"""Snapshots and changed areas.
 
 A task's snapshot can be used only when the task has ended; its id is told before. How many areas one answer may have is
 not public: here an answer covers at most 1 GiB of the disk and 1,000 areas.
@@ -7,18 +7,15 @@ not public: here an answer covers at most 1 GiB of the disk and 1,000 areas.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from ...units import GiB, MiB
-from ..hypervisor import ExpiredError, UntrackedError
+from ..hypervisor import ExpiredError, Progress, UntrackedError
 from ..machines import Machine, Snapshot
 from ..storage import Area
 from .envelope import Answer, Refusal, number_in, text_in
 from .site import Call, Operation, Site
-
-Progress = Callable[[int], None]
 
 _COVERED: Final = GiB
 _MOST_AREAS: Final = 1000

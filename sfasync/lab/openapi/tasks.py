@@ -1,4 +1,4 @@
-"""The platform's tasks: work that goes on after its call was answered (section 4.10 of the reference)."""
+"""The platform's tasks: work that goes on after its call was answered."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import PlatformError, SfasyncError
+from ..hypervisor import Progress
 from ..misbehaviour import Misbehaviour
 
 _KEPT = 1000  # tasks before those that have ended are forgotten
 _SLOW_SECONDS = 5.0
 
-Work = Callable[[Callable[[int], None]], Coroutine[Any, Any, None]]
+Work = Callable[[Progress], Coroutine[Any, Any, None]]
 """What a task does; it is given something that takes the percentage done."""
 
 
