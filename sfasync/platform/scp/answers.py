@@ -1,6 +1,7 @@
 """What the platform answers, as far as anybody here asks for it; members that are not known are passed over.
 
-A member that the platform did not send, or sent as null, is None: not told is not the same as no.
+One that nobody reads is not named: where a platform has it otherwise than the documents, the whole answer would be
+refused for it. One that the platform did not send, or sent as null, is None: not told is not the same as no.
 """
 
 from __future__ import annotations
@@ -53,15 +54,10 @@ class Cluster:
     Attributes:
         id: What calls about files and storages want.
         az_id: The resource pool that it is, which creating a VM wants.
-        ip: Of its management.
     """
 
     id: Id
     az_id: str | None = None
-    ip: str | None = None
-    name: str | None = None
-    status: str | None = None
-    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,10 +70,7 @@ class Host:
 
     id: Id
     ip: str | None = None
-    name: str | None = None
-    status: str | None = None
     cluster_id: str | None = None
-    az_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,9 +85,7 @@ class InterfaceUse:
 class HostInterface:
     """An interface of a host."""
 
-    name: str | None = None
     ip: str | None = None
-    netmask: str | None = None
     communication_interface: tuple[InterfaceUse, ...] | None = None
 
 
@@ -125,9 +116,7 @@ class ServerDisk:
     size_mb: float | None = None
     size_gb: float | None = None
     storage_id: str | None = None
-    storage_name: str | None = None
     storage_file: str | None = None
-    type: str | None = None
 
     @property
     def size(self) -> int | None:
@@ -139,7 +128,6 @@ class ServerDisk:
 class Advanced:
     """Parameters of a VM that few have."""
 
-    tpm: bool | None = None
     turbo_mode_enabled: bool | None = None
 
 
@@ -155,7 +143,6 @@ class Server:
         vmtype: ``vm`` and ``derive`` are VMs of users.
         encrypted: Whether its disks are.
         cipher: How, as the platform says it.
-        in_protection: Whether the platform protects it by itself.
         instant_vm: Whether a quick recovery is going on.
         snap: Whether it has snapshots.
         revert_mode: Of a desktop: 1 where its disk is put back at each start.
@@ -166,13 +153,11 @@ class Server:
     vm_id: int | None = None
     az_id: str | None = None
     host_id: str | None = None
-    host_name: str | None = None
     status: str | None = None
     power_state: str | None = None
     type: str | None = None
     vmtype: str | None = None
     os_name: str | None = None
-    os_type: str | None = None
     application: str | None = None
     revert_mode: int | None = None
     encrypted: bool | None = None
@@ -180,8 +165,6 @@ class Server:
     advance_param: Advanced | None = None
     disks: tuple[ServerDisk, ...] | None = None
     storage_id: str | None = None
-    storage_location: str | None = None
-    in_protection: bool | None = None
     backup_policy_enable: bool | None = None
     instant_vm: bool | None = None
     snap: bool | None = None
@@ -223,13 +206,7 @@ class Snapshot:
 
     id: Id
     name: str | None = None
-    description: str | None = None
-    created_at: str | None = None
     type: str | None = None
-    status: str | None = None
-    is_latest: bool | None = None
-    is_protected: bool | None = None
-    parent_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -141,14 +141,14 @@ CALLS = [
         lambda scp: scp.clusters(),
         "GET /janus/20210725/clusters",
         {"data": [{"id": "c", "az_id": "a", "ip": "10.0.0.1", "status": "normal"}], "next_page_num": ""},
-        [Cluster(id="c", az_id="a", ip="10.0.0.1", status="normal")],
+        [Cluster(id="c", az_id="a")],
         PAGING,
     ),
     Operation(
         lambda scp: scp.hosts(),
         "GET /janus/20240725/hosts",
         {"data": [{"id": "host-005056d861e", "ip": "10.0.0.2", "status": "running"}], "next_page_num": None},
-        [Host(id="host-005056d861e", ip="10.0.0.2", status="running")],
+        [Host(id="host-005056d861e", ip="10.0.0.2")],
         PAGING,
     ),
     Operation(
