@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from ..models import Limits, Retry, TlsPolicy, TransportMode
+from ..models import ExportAddress, Limits, Retry, TlsPolicy, TransportMode
 from ..units import parse_size
 from .configuration import choose, configuration
 from .output import Output
@@ -100,7 +100,7 @@ def percentage(text: str) -> float:
     return parsed
 
 
-def distinct(pairs: tuple[tuple[str, str], ...]) -> dict[str, str]:
+def distinct(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     """``ID=VALUE`` pairs as a dictionary.
 
     Raises:
@@ -112,6 +112,18 @@ def distinct(pairs: tuple[tuple[str, str], ...]) -> dict[str, str]:
             raise click.UsageError(f"disk {key!r} is given twice")
         values[key] = value
     return values
+
+
+def addresses(pairs: Iterable[tuple[str, str]]) -> dict[str, ExportAddress]:
+    """Where each disk is, of ``ID=NBD-URI`` pairs.
+
+    Raises:
+        click.UsageError: A disk is named twice.
+        UriError: A URI is none.
+    """
+    from ..nbd.uri import parse_uri
+
+    return {disk: parse_uri(uri) for disk, uri in distinct(pairs).items()}
 
 
 # --- options ---------------------------------------------------------------------------------------------------------

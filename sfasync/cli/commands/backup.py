@@ -162,7 +162,7 @@ def command(
         repository=repository,
         vm=vm,
         match=match,
-        disks=_addresses(disks) if platform is None else _ids(disks),
+        disks=options.addresses(map(options.assignment, disks)) if platform is None else _ids(disks),
         platform=platform,
         transport=transport,
         mode=mode,
@@ -181,17 +181,6 @@ def command(
                 check_id(what, text)
     parse_sample(audit)
     return perform(output, lambda: _backup(output, wish))
-
-
-def _addresses(disks: Sequence[str]) -> Mapping[str, ExportAddress]:
-    """Where each disk is read.
-
-    Raises:
-        UsageError: One is named twice, or a URI is none.
-    """
-    from ...nbd.uri import parse_uri
-
-    return {disk: parse_uri(uri) for disk, uri in options.distinct(tuple(map(options.assignment, disks))).items()}
 
 
 def _ids(disks: Sequence[str]) -> Sequence[str] | None:

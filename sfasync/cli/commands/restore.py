@@ -120,7 +120,7 @@ def command(
         reference=reference,
         directory=directory,
         disks=disks,
-        targets=_addresses(targets),
+        targets=options.addresses(targets),
         platform=platform,
         transport=transport,
         vm=vm,
@@ -132,17 +132,6 @@ def command(
         engine=engine_options,
     )
     return perform(output, lambda: _restore(output, wish))
-
-
-def _addresses(targets: tuple[tuple[str, str], ...]) -> Mapping[str, ExportAddress]:
-    """Where each disk is written.
-
-    Raises:
-        UsageError: One is named twice, or a URI is none.
-    """
-    from ...nbd.uri import parse_uri
-
-    return {disk: parse_uri(uri) for disk, uri in options.distinct(targets).items()}
 
 
 async def _restore(output: Output, wish: _Wish) -> int:
