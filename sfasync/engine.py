@@ -181,7 +181,7 @@ class Engine:
 
         Raises:
             UsageError: Arguments, before anything is touched.
-            BusyError: Another session works on this VM.
+            BusyError: Another session, or the platform, works on this VM.
             TlsError, SourceError: A disk could not be read.
             StorageError: The repository could not be written.
             CbtError: `mode` is ``incremental`` and changed blocks are not usable.

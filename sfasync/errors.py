@@ -12,7 +12,7 @@
     │   └── StateError                  state             2   a call in the wrong order
     ├── RepositoryError                 repository       10   none there, or it cannot be read
     │   └── RepositoryVersionError      repo-version     10
-    ├── BusyError                       busy             11   another session works on this VM
+    ├── BusyError                       busy             11   somebody else works on this VM: a session, its platform
     ├── TlsError                        tls              13   TLS
     ├── AuthenticationError             authentication   13   credentials, or the rights of their owner
     ├── SourceError                     source           20   the source failed
@@ -188,7 +188,7 @@ class RepositoryVersionError(RepositoryError):
 
 
 class BusyError(SfasyncError):
-    """Another session works on this VM, or took over from this one; nothing was committed."""
+    """Another session, or the platform itself, works on this VM, or one took over from us; nothing was committed."""
 
     code = "busy"
     exit_code = 11
