@@ -492,7 +492,8 @@ class Leftover:
     """Something of ours that a killed run has left on a platform.
 
     Attributes:
-        kind: What it is, as the platform calls it: `snapshot`, `backup resource`, `bitmap`, `export`, `node`.
+        kind: What it is, as the platform calls it: `snapshot`, `backup resource`, `virtual machine`, `bitmap`,
+            `export`, `node`, `job`, `server`, `object`, `file`.
         id: The platform's id of it.
         vm: The VM it belongs to; empty where it belongs to none.
         removed: Whether it is gone now.

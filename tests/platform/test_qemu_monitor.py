@@ -19,6 +19,7 @@ from sfasync.platform.qemu.inventory import nodes
 from sfasync.platform.qemu.monitor import open_monitor
 from sfasync.platform.qemu.names import BitmapName, prefix_of
 from sfasync.platform.qemu.places import Places
+from sfasync.platform.qemu.platform import QemuPlatform
 from sfasync.platform.qemu.settings import QemuNbd, QemuSettings, QemuTimeouts, QemuVm
 from tests.support.qemu import TIMEOUTS
 
@@ -164,6 +165,19 @@ async def test_one_that_goes_is_lost(place: Path) -> None:
             await monitor.run("query-jobs")
         assert await monitor.lost == "QEMU has ended, or has closed its monitor"
         assert not monitor.alive
+
+
+async def test_a_cleanup_that_cannot_look_says_so(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A VM that does not run has nothing left; one whose monitor does not answer may have."""
+    gone = QemuVm(socket=place / "nobody", directory=place)
+    async with QemuPlatform(QemuSettings(vms={"gone": gone}, timeouts=SHORT)) as platform:
+        assert await platform.cleanup() == []
+    assert "not looked at" in caplog.text
+    async with monitor_that(answers(b'{"return": 7, "id": ID}\n'), place) as settings:
+        vms = {"gone": gone, "odd": settings}
+        async with QemuPlatform(QemuSettings(vms=vms, timeouts=SHORT)) as platform:
+            with pytest.raises(PlatformError, match="answered oddly"):
+                await platform.cleanup()
 
 
 # --- settings and names ----------------------------------------------------------------------------------------------

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from ...errors import BusyError, PlatformError, SfasyncError
+from ...errors import BusyError, SfasyncError
 from ...models import Leftover, VirtualDisk, VirtualMachine
 from .inventory import Disk, disks
-from .monitor import open_monitor
+from .monitor import AbsentError, open_monitor
 from .names import BitmapName
 from .places import Places
 from .restore import status
@@ -41,7 +41,11 @@ async def describe(vm: str, settings: QemuVm, timeouts: QemuTimeouts) -> Virtual
 
 
 async def clean(vm: str, settings: QemuVm, timeouts: QemuTimeouts, *, dry_run: bool) -> list[Leftover]:
-    """Remove what killed runs have left in one VM, or only look for it."""
+    """Remove what killed runs have left in one VM, or only look for it.
+
+    Raises:
+        SfasyncError: It cannot be told what is left, or not removed.
+    """
     try:
         places = Places.of(settings)
         async with open_monitor(vm, settings, timeouts) as monitor:
@@ -49,7 +53,7 @@ async def clean(vm: str, settings: QemuVm, timeouts: QemuTimeouts, *, dry_run: b
             return await (sweep.look() if dry_run else sweep.run())
     except BusyError as error:
         _logger.info("left alone: %s", error)
-    except PlatformError as error:  # with QEMU, all that was in it has ended
+    except AbsentError as error:  # with QEMU, all that was in it has ended
         _logger.warning("not looked at: %s", error)
     return []
 

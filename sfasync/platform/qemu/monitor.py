@@ -43,6 +43,10 @@ _wire = logging.getLogger("sfasync.platform.qemu.wire")
 _wire.addFilter(lambda _: _wire.isEnabledFor(logging.DEBUG))
 
 
+class AbsentError(PlatformError):
+    """Nobody listens where the monitor should be: QEMU does not run."""
+
+
 class CommandError(PlatformError):
     """QEMU refused a command; the monitor lives.
 
@@ -161,7 +165,8 @@ async def open_monitor(vm: str, settings: QemuVm, timeouts: QemuTimeouts) -> Asy
             raise
         cause = getattr(error, "exc", error)  # that of the package wraps another
         reason = printable(getattr(cause, "strerror", None) or str(cause) or type(cause).__name__)
-        raise PlatformError(f"{name}: no connection to {_where(settings)}: {reason}") from error
+        kind = AbsentError if isinstance(cause, FileNotFoundError | ConnectionRefusedError) else PlatformError
+        raise kind(f"{name}: no connection to {_where(settings)}: {reason}") from error
     monitor = Monitor(client, name, timeouts)
     try:
         yield monitor

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Self
 
-from ...errors import PlatformError, UsageError, printable
+from ...errors import PlatformError, SfasyncError, UsageError, printable
 from ...models import Checkpoint, Leftover, VirtualMachine
 from ...tasks import run_all
 from ...workers import Workers
@@ -15,6 +16,8 @@ from .listing import clean, describe
 from .restore import QemuTarget, open_target
 from .settings import QemuSettings, QemuVm
 from .snapshot import QemuSnapshot, open_snapshot
+
+_logger = logging.getLogger(__name__)
 
 _FILE_LIMIT: Final = 64 << 20
 
@@ -102,11 +105,29 @@ class QemuPlatform:
     async def cleanup(self, *, dry_run: bool = False) -> Sequence[Leftover]:
         """Remove what killed runs have left in QEMU, but for the bitmaps that record changes.
 
-        A VM whose monitor somebody else is connected to is left alone: a backup of it may be going on.
+        A VM whose monitor somebody else is connected to is left alone: a backup of it may be going on. One that fails
+        keeps nobody from the others.
+
+        Raises:
+            SfasyncError: The first failure; what was removed elsewhere is logged.
         """
-        vms = self._settings.vms.items()
-        found = await run_all(clean(vm, settings, self._settings.timeouts, dry_run=dry_run) for vm, settings in vms)
-        return [leftover for of_vm in found for leftover in of_vm]
+        found: list[Leftover] = []
+        failures: list[SfasyncError] = []
+
+        async def clean_one(vm: str, settings: QemuVm) -> None:
+            try:
+                found.extend(await clean(vm, settings, self._settings.timeouts, dry_run=dry_run))
+            except SfasyncError as error:
+                failures.append(error)
+
+        await run_all(clean_one(vm, settings) for vm, settings in self._settings.vms.items())
+        if failures:
+            for leftover in found:
+                _logger.warning("%s: left over, removed: %s %s", leftover.vm, leftover.kind, leftover.id)
+            for other in failures[1:]:
+                _logger.warning("%s", other)
+            raise failures[0]
+        return found
 
     def _vm(self, vm: str) -> QemuVm:
         settings = self._settings.vms.get(vm)
