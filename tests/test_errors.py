@@ -13,7 +13,8 @@ from sfasync.errors import SfasyncError, one_line, printable
 def tree(cls: type[SfasyncError], depth: int = 0) -> list[tuple[int, str, str, int]]:
     """Depth, name, code and exit code of each class below `cls`, as the picture shows them."""
     lines = []
-    for child in sorted(cls.__subclasses__(), key=lambda child: child.__name__):
+    ours = [child for child in cls.__subclasses__() if child.__module__ == errors.__name__]  # and not a module's own
+    for child in sorted(ours, key=lambda child: child.__name__):
         lines += [(depth, child.__name__, child.code, child.exit_code), *tree(child, depth + 1)]
     return lines
 

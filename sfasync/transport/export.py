@@ -82,8 +82,8 @@ async def open_export(
     """
     if isinstance(address, str):
         address = parse_uri(address)
-    connections = min(connections or 1, address.connections or MOST_CONNECTIONS)
-    limits = Limits(connections=connections, requests=requests)
+    limits = Limits(connections=connections or 1, requests=requests)
+    connections = min(limits.connections, address.connections or MOST_CONNECTIONS)
     recipe = Recipe(address, requests=limits.requests, timeouts=timeouts or Timeouts(), contexts=contexts)
     retry = retry or NO_RETRY
     first = await recipe.first(retry)
@@ -91,10 +91,10 @@ async def open_export(
         first.abort()
         raise ExportError(f"{first.name} has a size of 0 bytes: either it is empty or its server does not know")
     shared = bool(first.info.flags & const.FLAG_CAN_MULTI_CONN)
-    several = limits.connections > 1 and (shared if multi_conn is None else multi_conn)
+    several = connections > 1 and (shared if multi_conn is None else multi_conn)
     export = Export(recipe, first, retry if shared or not several else replace(retry, outage=0.0))
     if several:
-        export.add_connections(limits.connections - 1)
+        export.add_connections(connections - 1)
     return export
 
 

@@ -146,7 +146,7 @@ async def test_a_newer_repository_is_told_from_a_damaged_one(place: Path) -> Non
         (place / CONFIG).write_bytes(rewritten(data, 8, b"\x02\x00"))
         with pytest.raises(RepositoryVersionError, match="format version 2"):
             await Repository.open(place)
-        (place / CONFIG).write_bytes(rewritten(data, 16, b"\x01\x00\x00\x00"))
+        (place / CONFIG).write_bytes(rewritten(data, 16, b"\x00\x00\x00\x80"))
         async with await Repository.open(place) as readable:
             assert await readable.backups() == []
             with pytest.raises(RepositoryVersionError, match="may only be written"):

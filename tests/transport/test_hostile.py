@@ -30,7 +30,7 @@ HURRIED = Timeouts(connect=0.8, stall=0.3, request=0.6, close=0.2)
 HELD_ELSEWHERE = {
     "T13": "tests/transport/test_tls_matrix.py",
     "T15": "tests/transport/test_tls_matrix.py",
-    "T16": "tests/transport/test_tls.py",
+    "T16": "tests/test_tls.py",
 }
 """Threats that need more than a script: which module holds them, and names them."""
 

@@ -449,8 +449,8 @@ async def test_connections_that_make_no_sense(arguments: dict[str, str], message
 @pytest.mark.usefixtures("initialised")
 async def test_a_connection_without_a_resolver() -> None:
     for attempt in (
-        vddk.connect(vddk.Access(scp="scp.example"), mode="nbd", vm_id=VM),
-        vddk.cleanup(vddk.Access(scp="scp.example")),
+        vddk.connect(vddk.Access(hci="hci.example"), mode="nbd", vm_id=VM),
+        vddk.cleanup(vddk.Access()),
     ):
         with pytest.raises(UsageError, match="give a resolver"):
             await attempt
