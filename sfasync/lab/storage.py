@@ -262,7 +262,7 @@ async def storage(directory: Path) -> AsyncIterator[Storage]:
                 await monitor.connect(str(monitor_socket))
             yield Storage(monitor, socket)
         finally:
-            with suppress(QMPError, EOFError):  # the daemon went first
+            with suppress(QMPError, EOFError, OSError):  # the daemon went first, or cuts the connection off
                 await finish(monitor.disconnect(), _CLEAN_UP_SECONDS)
 
 
