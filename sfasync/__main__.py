@@ -52,8 +52,8 @@ def _open_standard_streams() -> None:
         ("stderr", "w", os.O_WRONLY),
     ):
         if getattr(sys, name) is None:
-            # it stays open as long as the process
-            setattr(sys, name, open(os.open(os.devnull, flags), mode))  # noqa: SIM115
+            nothing = open(os.open(os.devnull, flags), mode)  # noqa: SIM115 - it stays open as long as the process
+            setattr(sys, name, nothing)
 
 
 def _take_signals() -> None:

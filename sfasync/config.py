@@ -84,11 +84,14 @@ class Configuration:
         """Where a repository is.
 
         Args:
-            reference: A name of the file, or where it is; None for the repository that is called ``default``.
+            reference: A name of the file, or where it is, which is what anything with a slash means; None for the
+                repository that is called ``default``.
 
         Returns:
             Its place; None if there is no default.
         """
+        if reference is not None and "/" in reference:
+            return reference
         named = self.repositories.get(_DEFAULT_REPOSITORY if reference is None else reference)
         return reference if named is None else str(named.path)
 

@@ -206,3 +206,8 @@ def test_any_text_is_read_or_refused_in_one_line(tmp_path_factory: pytest.TempPa
         Configuration.load(path)
     except ConfigurationError as error:
         assert str(error).isprintable()
+
+
+def test_a_path_is_never_a_name(tmp_path: Path) -> None:
+    configuration = load(tmp_path, '[repositories."./backups"]\npath = "/mnt/elsewhere"\n')
+    assert configuration.repository("./backups") == "./backups"

@@ -149,7 +149,8 @@ class IndexCache(CacheFile):
                 ("present", "id IN (SELECT id FROM temp.present)"),
                 ("usable", "id IN (SELECT id FROM temp.present) AND id NOT IN (SELECT id FROM temp.doomed)"),
             ):
-                connection.execute(f"UPDATE packs SET {column} = NOT {column} WHERE {column} != ({condition})")  # noqa: S608
+                flip = f"UPDATE packs SET {column} = NOT {column} WHERE {column} != ({condition})"  # noqa: S608 - as above
+                connection.execute(flip)
 
     # --- following the quarantine -----------------------------------------------------------------------------------
 
@@ -238,7 +239,8 @@ class IndexCache(CacheFile):
                 suspects.append(f"SELECT name, kind, raw FROM blobs WHERE pack IN ({lost})")  # noqa: S608  # fixed words
             return any(
                 connection.execute(
-                    f"SELECT 1 FROM ({suspect}) AS suspect WHERE NOT EXISTS (SELECT 1 FROM {_COPIES}"  # noqa: S608
+                    f"SELECT 1 FROM ({suspect}) AS suspect "  # noqa: S608 - fixed words
+                    f"WHERE NOT EXISTS (SELECT 1 FROM {_COPIES}"
                     " WHERE blobs.name = suspect.name AND blobs.kind = suspect.kind AND blobs.raw = suspect.raw"
                     f" AND present AND NOT {QUARANTINED}) LIMIT 1"
                 ).fetchone()
@@ -258,7 +260,8 @@ class IndexCache(CacheFile):
         places = ", ".join("?" * len(wanted))
         return set(
             self.rows(
-                f"SELECT blobs.name, blobs.raw FROM {_COPIES} WHERE blobs.name IN ({places}) AND blobs.kind = ?"  # noqa: S608
+                f"SELECT blobs.name, blobs.raw FROM {_COPIES} "  # noqa: S608 - fixed words and question marks
+                f"WHERE blobs.name IN ({places}) AND blobs.kind = ?"
                 f" AND present AND NOT {QUARANTINED}",
                 (*wanted, kind),
             )

@@ -113,7 +113,8 @@ class BackupWalk:
         children = enumerate(split_page(page) if page is not None else ())
         below = [self._is_sound(geometry, level - 1, first + n, child) for n, child in children]
         sound = page is not None and all(below)
-        self._cache.execute(f"INSERT INTO {'sound' if sound else 'unsound'} VALUES (?, ?, ?)", key)  # noqa: S608
+        table = "sound" if sound else "unsound"
+        self._cache.execute(f"INSERT INTO {table} VALUES (?, ?, ?)", key)  # noqa: S608 - one of two words
         return sound
 
     def _page(self, digest: bytes, length: int) -> bytes | None:

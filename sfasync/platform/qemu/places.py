@@ -47,7 +47,8 @@ class Places:
         """
         prefix = prefix_of(settings)
         local = settings.socket is not None
-        directory = settings.directory or private(Path(f"/var/tmp/sfasync-qemu-{os.geteuid()}"))  # noqa: S108
+        ours = Path(f"/var/tmp/sfasync-qemu-{os.geteuid()}")  # noqa: S108 - `private` refuses somebody else's
+        directory = settings.directory or private(ours)
         path = directory / f"{prefix}nbd"
         if len(os.fsencode(path)) > _SOCKET_PATH:
             raise UsageError(f"'{printable(str(path))}' is too long for a Unix socket; choose another directory")

@@ -236,8 +236,8 @@ class ScpClient:
 def _page(raw: msgspec.Raw, kind: type[_T], operation: str) -> _Page[_T]:
     """A page of a list; some lists are no more than an array."""
     if bytes(memoryview(raw)[:1]) == b"[":
-        return _Page(data=decoded(raw, list[kind], operation))  # type: ignore[valid-type]
-    page: _Page[_T] = decoded(raw, _Page[kind], operation)  # type: ignore[valid-type]
+        return _Page(data=decoded(raw, list[kind], operation))  # type: ignore[valid-type]  # made of a value
+    page: _Page[_T] = decoded(raw, _Page[kind], operation)  # type: ignore[valid-type]  # likewise
     return page
 
 
