@@ -11,10 +11,10 @@ The names in `__all__` are public; everything else may change. They are loaded o
 package is cheap.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from . import _version
+from .lazy import loaded_on_use
 
 if TYPE_CHECKING:
     from .config import Configuration
@@ -332,15 +332,8 @@ _MODULES = {
 _ALIASES = {"open_export": "connect"}
 _PLACES = {_ALIASES.get(name, name): (module, name) for module, names in _MODULES.items() for name in names}
 
-
-def __getattr__(name: str) -> object:
-    try:
-        module, attribute = _PLACES[name]
-    except KeyError:
-        raise AttributeError(f"module 'sfasync' has no attribute {name!r}") from None
-    value: object = getattr(import_module(f".{module}", __name__), attribute)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # type checkers see the imports above, and an error in any other name
+    __getattr__ = loaded_on_use(__name__, _PLACES)
 
 
 def __dir__() -> list[str]:

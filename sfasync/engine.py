@@ -10,30 +10,21 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .copying import SPARSE_BLOCK, CopyOptions, copy
 from .endpoints import STANDARD, Pipe, parse_disk, parse_endpoint
 from .errors import StateError, TargetRefusedError, UsageError, printable
 from .interfaces import BackupStore, Platform, Sink, Source
 from .jobs import Job
-from .models import (
-    BackupEstimate,
-    BackupResult,
-    CopyResult,
-    ExportAddress,
-    Limits,
-    RestoreResult,
-    Retry,
-    Timeouts,
-    TlsPolicy,
-    VerifyResult,
-    check_id,
-)
+from .models import CopyResult, ExportAddress, Limits, Retry, Timeouts, TlsPolicy, check_id
 from .progress import ProgressCallback, Reporter
 from .resources import Resources
 from .streaming import copy_stream
 from .tasks import finish
+
+if TYPE_CHECKING:
+    from .models import BackupEstimate, BackupResult, RestoreResult, VerifyResult
 
 _T = TypeVar("_T")
 

@@ -10,24 +10,25 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from .models import (
-    Checkpoint,
-    DiskRecord,
-    DiskStatistics,
-    EndpointRequest,
-    ExportAddress,
-    Extent,
-    FileRecord,
-    Frozen,
-    Interruption,
-    Leftover,
-    Manifest,
-    MetadataContext,
-    VerifyResult,
-    VirtualMachine,
-)
+if TYPE_CHECKING:
+    from .models import (
+        Checkpoint,
+        DiskRecord,
+        DiskStatistics,
+        EndpointRequest,
+        ExportAddress,
+        Extent,
+        FileRecord,
+        Frozen,
+        Interruption,
+        Leftover,
+        Manifest,
+        MetadataContext,
+        VerifyResult,
+        VirtualMachine,
+    )
 
 Buffer = bytes | bytearray | memoryview
 

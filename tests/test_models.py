@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sfasync import DiskRecord, DiskStatistics, ExportAddress, Limits, Manifest, Timeouts, TlsPolicy, UsageError
+from sfasync import DiskRecord, DiskStatistics, ExportAddress, Limits, Manifest, Timeouts, TlsPolicy, UsageError, models
 from sfasync.models import BackupResult, Problem, VerifyResult
 from sfasync.units import KiB, MiB
 
@@ -94,3 +95,15 @@ def test_no_problems_means_all_is_well() -> None:
     facts |= {"known": (), "quarantined": 1, "all_read_since": None, "warnings": ("it could not be remembered",)}
     assert VerifyResult(problems=(), leftovers=("something",), **facts).ok
     assert not VerifyResult(problems=(Problem(object="a", problem="it is missing"),), leftovers=(), **facts).ok
+
+
+def test_type_checkers_see_the_names_that_can_be_had() -> None:
+    tree = ast.parse(Path(models.__file__).read_text())
+    seen = next(node for node in tree.body if isinstance(node, ast.If))
+    names = {alias.asname for node in seen.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    offered = {name for names in vars(models)["_MODULES"].values() for name in names}
+    assert names == offered
+    for name in offered:
+        assert getattr(models, name) is not None
+    with pytest.raises(AttributeError, match=r"'sfasync\.models' has no attribute 'nothing'"):
+        _ = models.nothing  # type: ignore[attr-defined]

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..models import ExportAddress
-
 if TYPE_CHECKING:
     from ..config import Configuration
+    from ..models import ExportAddress
 
 _FILE = "sfasync.configuration-file"
 _LOADED = "sfasync.configuration"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from ..models import ExportAddress, Limits, Retry, TlsPolicy, TransportMode
+from ..models import Limits, Retry, TransportMode
 from ..units import parse_size
 from .configuration import choose, configuration
 from .output import Output
@@ -23,6 +23,7 @@ from .platforms import PlatformChoice, choose_platform, choose_platforms, comple
 if TYPE_CHECKING:
     from ..engine import Engine
     from ..interfaces import BackupStore, Platform
+    from ..models import ExportAddress, TlsPolicy
 
 _Command = Callable[..., int]
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from ..errors import printable
-from ..models import DiskRecord, Manifest, RestoredDisk
 from ..units import format_size
+
+if TYPE_CHECKING:
+    from ..models import DiskRecord, Manifest, RestoredDisk
 
 SHORT = 12
 """Hex digits of a backup's id that people get to see; enough for a unique prefix."""

@@ -34,7 +34,7 @@ from ..errors import (
     printable,
 )
 from ..files import make_directory, storage_error, sync_directory
-from ..models import Difference, Manifest, RepairResult, UnfinishedBackup, VerifyResult, check_id
+from ..models import check_id
 from ..units import KiB, MiB
 from ..workers import Workers, settled
 from .blobs import BlobReader
@@ -50,6 +50,7 @@ from .seal import BlobKind
 from .tree import CHUNK_SIZES, ZERO
 
 if TYPE_CHECKING:
+    from ..models import Difference, Manifest, RepairResult, UnfinishedBackup, VerifyResult
     from .disk import StoredDisk
     from .repair import Repair
     from .session import Session
@@ -409,6 +410,7 @@ class Repository:
             RepositoryVersionError: Only newer versions may write to it.
             StorageError: The repository cannot be read or written.
         """
+        from ..models import RepairResult
         from .repair import Repair
         from .verify import Reading, Verification
 

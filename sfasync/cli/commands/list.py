@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import click
 
-from ...models import Manifest, UnfinishedBackup
 from ...units import format_seconds, format_size
 from .. import options
 from ..output import Output
 from ..records import SHORT, backup_object, local_time, mode_of, size_of, table, utc_time
 from ..runner import perform
+
+if TYPE_CHECKING:
+    from ...models import Manifest, UnfinishedBackup
 
 _HEADING = ("ID", "VM", "TIME", "DISKS", "SIZE", "MODE", "STORED", "TAGS")
 _UNFINISHED_HEADING = ("VM", "STARTED", "DISKS", "FINISHED", "LAST NOTED", "SNAPSHOT", "STATE")
