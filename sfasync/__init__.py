@@ -85,6 +85,7 @@ if TYPE_CHECKING:
         CopyResult,
         Difference,
         DiskEstimate,
+        DiskProgress,
         DiskRecord,
         DiskStatistics,
         EndpointRequest,
@@ -98,6 +99,7 @@ if TYPE_CHECKING:
         Manifest,
         MetadataContext,
         Problem,
+        Progress,
         RepairAction,
         RepairResult,
         RestoredDisk,
@@ -112,7 +114,6 @@ if TYPE_CHECKING:
     )
     from .nbd.uri import format_uri, parse_uri
     from .platform.plain import PlainPlatform
-    from .progress import DiskProgress, Progress
     from .resolvers import EndpointTemplate, TableResolver
     from .store.repository import Repository
     from .transport.export import Export
@@ -225,7 +226,6 @@ _MODULES = {
     # the engine and its jobs
     "engine": ("Engine",),
     "jobs": ("Job",),
-    "progress": ("DiskProgress", "Progress"),
     # where backups live
     "store.repository": ("Repository",),
     # NBD exports
@@ -245,6 +245,7 @@ _MODULES = {
         "CopyResult",
         "Difference",
         "DiskEstimate",
+        "DiskProgress",
         "DiskRecord",
         "DiskStatistics",
         "EndpointRequest",
@@ -258,6 +259,7 @@ _MODULES = {
         "Manifest",
         "MetadataContext",
         "Problem",
+        "Progress",
         "RepairAction",
         "RepairResult",
         "RestoreResult",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ def main() -> NoReturn:
 
     `--version` is answered before anything is loaded.
     """
+    gc.disable()  # what importing makes is no garbage, and looking costs 8 ms; `cli.runner` goes on with it
     _open_standard_streams()
     _take_signals()
     _leave(_print_version() if sys.argv[1:2] == ["--version"] else _run())

@@ -2,6 +2,8 @@
 
 A source is an NBD URI, an `ExportAddress`, the path of an image file or block device, or any `Source`; a target
 likewise, and ``null:``. ``-`` is standard input or output. What the caller made, the caller closes.
+
+Pipes, qcow2 and what platforms tell are imported where they are met: most copies see none of them.
 """
 
 from __future__ import annotations
@@ -12,20 +14,22 @@ import stat
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from .errors import CbtError, NoSpaceError, SourceError, TargetError, TargetRefusedError, UsageError, printable
 from .files import create_file
 from .interfaces import Buffer, GrowingSink, Sink, Source
-from .models import ExportAddress, Extent, Limits, MetadataContext, Retry, Timeouts, TlsPolicy
+from .models import ExportAddress, Extent, Limits, Retry, Timeouts, TlsPolicy
 from .nbd.uri import parse_uri
-from .qcow2 import new_qcow2
 from .transport.export import Export, open_export
 from .transport.file import FileSink, FileSource, NullSink
-from .transport.pipe import PipeSink, PipeSource
 from .workers import Workers
+
+if TYPE_CHECKING:
+    from .models import MetadataContext
+    from .transport.pipe import PipeSink, PipeSource
 
 NULL = "null:"
 STANDARD = "-"
@@ -42,8 +46,7 @@ def parse_disk(disk: str | ExportAddress | _Disk) -> ExportAddress | _Disk:
     return parse_uri(disk) if isinstance(disk, str) else disk
 
 
-@dataclass(frozen=True, slots=True)
-class Pipe:
+class Pipe(NamedTuple):
     """An end of a copy that is no disk: bytes can only follow one another.
 
     Attributes:
@@ -127,6 +130,8 @@ class Endpoints:
             CbtError: The server does not have the context.
             SourceError, TlsError: It cannot be read, then or later.
         """
+        from .models import MetadataContext
+
         if not isinstance(ranges, MetadataContext):
             yield ranges
             return
@@ -193,6 +198,8 @@ class Endpoints:
             async with await FileSink.open(place, size=size, workers=self._workers, overwrite=True) as file:
                 yield file
         elif isinstance(place, Pipe):
+            from .transport.pipe import PipeSink
+
             with PipeSink(place.fd, place.name, size=size, workers=self._workers) as pipe:
                 yield pipe
         else:
@@ -201,6 +208,8 @@ class Endpoints:
     @contextmanager
     def stream(self, place: Pipe) -> Iterator[PipeSource]:
         """Open a pipe to read it for the time of the block."""
+        from .transport.pipe import PipeSource
+
         with PipeSource(place.fd, place.name) as pipe:
             yield pipe
 
@@ -225,6 +234,8 @@ class Endpoints:
     @asynccontextmanager
     async def new_qcow2(self, path: Path, *, size: int) -> AsyncIterator[TargetSink]:
         """Create a qcow2 image file, which must not exist, to be written in the block."""
+        from .qcow2 import new_qcow2
+
         await self._workers.run_to_end(create_file, path)  # qemu-img would let everybody read it
         async with new_qcow2(
             path,

@@ -20,7 +20,6 @@ from .jobs import Job
 from .models import CopyResult, ExportAddress, Limits, Retry, Timeouts, TlsPolicy, check_id
 from .progress import ProgressCallback, Reporter
 from .resources import Resources
-from .streaming import copy_stream
 from .tasks import finish
 
 if TYPE_CHECKING:
@@ -510,6 +509,8 @@ class Engine:
         async def work(reporter: Reporter) -> CopyResult:
             endpoints = self._resources.endpoints
             if isinstance(source_place, Pipe):
+                from .streaming import copy_stream
+
                 async with self._resources.slots, endpoints.growing_target(target_place, **share) as growing:
                     with endpoints.stream(source_place) as stream:
                         return await copy_stream(stream, growing, options, self._resources, reporter)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from .progress import Progress, ProgressCallback, Reporter
+from .progress import ProgressCallback, Reporter
+
+if TYPE_CHECKING:
+    from .models import Progress
 
 _T = TypeVar("_T")
 

@@ -6,63 +6,17 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .models import DiskProgress, Progress
 
 _INTERVAL = 0.5  # seconds between two reports of the same state
 
 log = logging.getLogger("sfasync")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiskProgress:
-    """How far one disk is; all counts in bytes.
-
-    Attributes:
-        id: The disk's id.
-        size: Bytes of the disk.
-        done: Bytes dealt with: read, zero, skipped or resumed.
-        read: Bytes read from the source.
-        zero: Bytes that were known to be zero and not read.
-        skipped: Bytes taken over from the parent, not read.
-        resumed: Bytes taken over from an interrupted backup of the same snapshot, not read.
-    """
-
-    id: str
-    size: int
-    done: int
-    read: int
-    zero: int
-    skipped: int
-    resumed: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far a job is.
-
-    Attributes:
-        state: `starting`, `running`, `committing`, and at the end `done`, `failed` or `cancelled`.
-        disks: The disks begun so far.
-        seconds: Wall seconds since the job began.
-    """
-
-    state: str
-    disks: tuple[DiskProgress, ...]
-    seconds: float
-
-    @property
-    def size(self) -> int:
-        return sum(disk.size for disk in self.disks)
-
-    @property
-    def done(self) -> int:
-        return sum(disk.done for disk in self.disks)
-
-    @property
-    def read(self) -> int:
-        return sum(disk.read for disk in self.disks)
-
-
-ProgressCallback = Callable[[Progress], None]
+ProgressCallback = Callable[["Progress"], None]
 
 
 @dataclass(slots=True)
@@ -95,6 +49,8 @@ class Meter:
         self.zero = self.skipped = self.resumed = self.written = self.audited = 0
 
     def progress(self) -> DiskProgress:
+        from .models import DiskProgress  # a job that nobody looks at needs none
+
         return DiskProgress(
             id=self.id,
             size=self.size,
@@ -132,6 +88,8 @@ class Reporter:
 
     def snapshot(self) -> Progress:
         """The state at this moment."""
+        from .models import Progress
+
         return Progress(
             state=self._state,
             disks=tuple(meter.progress() for meter in self._meters),

@@ -6,10 +6,8 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 
 
-@dataclass(slots=True)
 class _Thing:
     """One of them.
 
@@ -18,8 +16,9 @@ class _Thing:
         waiting: Who wants one, in order of arrival: at most how many may be out then, and how they are told.
     """
 
-    out: int = 0
-    waiting: deque[tuple[int, asyncio.Future[None]]] = field(default_factory=deque)
+    def __init__(self) -> None:
+        self.out = 0
+        self.waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     def hand_out(self) -> None:
         """Give shares to those who wait, in their order, as long as the first of them can have one."""

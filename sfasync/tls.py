@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import ssl
 from typing import cast
 
@@ -119,6 +118,8 @@ class TlsLayer:
     def _check_fingerprint(self) -> None:
         if self._fingerprint is None:
             return
+        import hashlib  # with all of OpenSSL's digests, for the few who pin
+
         certificate = self._tls.getpeercert(binary_form=True)
         if certificate is None or hashlib.sha256(certificate).hexdigest() != self._fingerprint:
             raise TlsError(f"{self._peer}: the server's certificate has another fingerprint than the one pinned")

@@ -17,7 +17,7 @@ from typing import Final
 from .errors import TlsError, UsageError, printable
 from .models import TlsPolicy
 
-_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+_FINGERPRINT = r"[0-9a-f]{64}"
 _PSK_FILE_LIMIT: Final = 1 << 20
 
 
@@ -82,7 +82,7 @@ def pinned(policy: TlsPolicy) -> str | None:
     if policy.fingerprint is None:
         return None
     fingerprint = policy.fingerprint.replace(":", "").lower()
-    if not _FINGERPRINT.fullmatch(fingerprint):
+    if not re.fullmatch(_FINGERPRINT, fingerprint):
         raise UsageError("a TLS fingerprint is a SHA-256 of 64 hex digits")
     return fingerprint
 

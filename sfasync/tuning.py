@@ -14,10 +14,9 @@ Pure: times come from the caller. A trial counts only what was begun within it::
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from math import ceil
-from typing import Final
+from typing import Final, NamedTuple
 
 from .units import MiB
 
@@ -35,8 +34,7 @@ _FREE: Final = 0.98  # times the rate at which fewer steps cost nothing
 _LONGEST_HOLD: Final = 32  # measurements between two trials
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """What a copy does at once.
 
     Attributes:

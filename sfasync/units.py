@@ -12,7 +12,7 @@ SIZE: Final = "size"
 Size: TypeAlias = Annotated[int, SIZE]
 """Bytes; in a configuration file they may be written as `parse_size` reads them."""
 
-_SIZE = re.compile(r"(\d{1,19}(?:\.\d+)?)\s*([kmgtp]?)(?:i?b)?", re.IGNORECASE)
+_SIZE = r"(\d{1,19}(?:\.\d+)?)\s*([kmgtp]?)(?:i?b)?"
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
 
@@ -22,7 +22,7 @@ def parse_size(text: str) -> int:
     Raises:
         ValueError: The text is not a size.
     """
-    match = _SIZE.fullmatch(text.strip())
+    match = re.fullmatch(_SIZE, text.strip(), re.IGNORECASE)
     if match is None:
         raise ValueError(f"{text!r} is not a size; write for example 512K, 64M or 1.5G")
     number, suffix = match.groups()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 import subprocess
 import sys
@@ -113,9 +112,9 @@ def test_what_is_imported_is_what_an_installation_has(name: str, path: Path) -> 
 def loaded_by(*command: str) -> set[str]:
     """Top-level modules that are loaded when a Python process has run `command`."""
     script = (
-        "import atexit, json, os, sys\n"
+        "import atexit, os, sys\n"
         "leave = os._exit\n"
-        "def report(): sys.stderr.write('\\n' + json.dumps(sorted(sys.modules)) + '\\n')\n"
+        "def report(): sys.stderr.write('\\n' + ' '.join(sys.modules) + '\\n')\n"
         # The command ends past atexit.
         "os._exit = lambda status: (report(), sys.stderr.flush(), leave(status))\n"
         "atexit.register(report)\n" + "\n".join(command)
@@ -124,7 +123,7 @@ def loaded_by(*command: str) -> set[str]:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
     )
     assert result.returncode == 0, result.stderr
-    return set(json.loads(result.stderr.splitlines()[-1]))
+    return set(result.stderr.splitlines()[-1].split())
 
 
 def models_among(loaded: set[str]) -> set[str]:
@@ -156,6 +155,8 @@ def test_copy_loads_what_it_needs(tmp_path: Path) -> None:
     assert loaded & {"anyio", "cryptography", "httpcore2", "httpx", "httpx2", "rich", "sqlite3"} == set()
     assert loaded & {"sfasync.config", "sfasync.conversion", "sfasync.secrets", "tomllib"} == set(), "without a file"
     assert not [name for name in loaded if name.startswith(("sfasync.backup", "sfasync.restore", "sfasync.store"))]
+    assert loaded & {"hashlib", "json", "shutil", "tempfile"} == set(), "what qcow2, --json and pinning need"
+    assert loaded & {"sfasync.qcow2", "sfasync.streaming", "sfasync.transport.pipe"} == set()
     assert models_among(loaded) == {"addresses", "checks", "copies", "extents", "options", "styles"}
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from sfasync.progress import Progress, Reporter
+from sfasync.models import Progress
+from sfasync.progress import Reporter
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 from sfasync import Engine, LeaseLostError, Repository, SourceError, UsageError
 from sfasync.extents import Action, Step
 from sfasync.interfaces import BackupSession, DiskWriter
-from sfasync.models import Checkpoint, Extent
+from sfasync.models import Checkpoint, Extent, Progress
 from sfasync.platform.plain import PlainPlatform
-from sfasync.progress import Meter, Progress
+from sfasync.progress import Meter
 from sfasync.resuming import remaining, with_checkpoints
 from sfasync.units import KiB, MiB
 

@@ -12,9 +12,9 @@ import pytest
 
 from sfasync.copying import CopyOptions
 from sfasync.errors import NoSpaceError, SourceError, TargetError
-from sfasync.models import CopyResult, ExportAddress, Limits, Retry, Timeouts
+from sfasync.models import CopyResult, ExportAddress, Limits, Progress, Retry, Timeouts
 from sfasync.nbd.uri import parse_uri
-from sfasync.progress import Progress, Reporter
+from sfasync.progress import Reporter
 from sfasync.resources import Resources
 from sfasync.streaming import copy_stream
 from sfasync.units import KiB, MiB

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from asyncio import CancelledError
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import click
 
@@ -39,8 +39,7 @@ class SomeFailed(Exception):  # noqa: N818 - what failed is in it
         self.first = first
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
+class Failure(NamedTuple):
     """A failure as it is told to people and programs.
 
     Attributes:
@@ -66,7 +65,7 @@ def describe(error: BaseException) -> Failure:
     cause = system_limit(cause) or cause
     if isinstance(cause, SomeFailed):
         first = describe(cause.first)
-        return replace(first, message=one_line(f"{cause}: {first.message}"))
+        return first._replace(message=one_line(f"{cause}: {first.message}"))
     if isinstance(cause, SfasyncError):
         return Failure(
             code=cause.code,

@@ -7,10 +7,10 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import wraps
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import click
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _Command = Callable[..., int]
 
-_SPAN = re.compile(r"(\d{1,9})([mhdw])")
+_SPAN = r"(\d{1,9})([mhdw])"
 _SPANS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -71,7 +71,7 @@ def assignment(text: str) -> tuple[str, str]:
 
 def instant(text: str) -> float:
     """Seconds since the epoch of a date, a date and time, or a span back from now: ``36h``, ``7d``, ``2w``."""
-    span = _SPAN.fullmatch(text)
+    span = re.fullmatch(_SPAN, text)
     try:
         if span is not None:
             return time.time() - int(span[1]) * _SPANS[span[2]]
@@ -84,7 +84,7 @@ def instant(text: str) -> float:
 
 def age(text: str) -> float:
     """Seconds of a span: ``36h``, ``7d``, ``2w``."""
-    span = _SPAN.fullmatch(text)
+    span = re.fullmatch(_SPAN, text)
     if span is None:
         raise click.BadParameter(f"{text!r} is not a span of time (36h, 7d)")
     return float(int(span[1]) * _SPANS[span[2]])
@@ -222,8 +222,7 @@ transport_mode = click.option(
 # --- what moves disks ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineOptions:
+class EngineOptions(NamedTuple):
     """How an engine is to work: as the command line says, then the configuration file.
 
     Attributes:
@@ -231,7 +230,7 @@ class EngineOptions:
     """
 
     limits: Limits
-    retry: Retry = field(default_factory=Retry)
+    retry: Retry = Retry()
     tls: TlsPolicy | None = None
 
     def engine(self, repository: BackupStore | None = None) -> Engine:
@@ -295,7 +294,7 @@ def transport(command: _Command) -> _Command:
     @wraps(command)
     def with_retry(*args: Any, engine_options: EngineOptions, outage: float, patience: float, **others: Any) -> int:
         retry = Retry(outage=outage, connect=patience)
-        return command(*args, engine_options=replace(engine_options, retry=retry), **others)
+        return command(*args, engine_options=engine_options._replace(retry=retry), **others)
 
     return _with(
         with_retry,

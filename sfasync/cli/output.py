@@ -6,7 +6,6 @@ last line is the result or the error.
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import sys
@@ -21,7 +20,8 @@ from .failures import describe
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ..progress import Progress, ProgressCallback
+    from ..models import Progress
+    from ..progress import ProgressCallback
     from .progress import ProgressView
 
 _INTERVAL = 0.5  # seconds between two progress objects: at most two in a second
@@ -58,6 +58,8 @@ class Output:
     def event(self, event: str, fields: Mapping[str, object]) -> None:
         """An object for programs; only there with ``--json``."""
         if self.json:
+            import json  # nobody else waits for it
+
             self._write(json.dumps({"event": event, **fields}, separators=(",", ":"), allow_nan=False))
 
     def result(self, command: str, fields: Mapping[str, object]) -> None:

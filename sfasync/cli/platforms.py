@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
     from ..models import TransportMode
 
 
-@dataclass(frozen=True, slots=True)
-class PlatformChoice:
+class PlatformChoice(NamedTuple):
     """Platforms of a configuration.
 
     Attributes:

@@ -18,7 +18,7 @@ from ..units import format_rate, format_size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..progress import DiskProgress, Progress
+    from ..models import DiskProgress, Progress
 
 _INTERVAL = 0.5  # seconds between two drawings
 _SHOWN = 16  # disks with a line of their own; more would scroll off the terminal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -61,6 +62,7 @@ class _Job:
         """
         try:
             self._task = self._loop.create_task(work())
+            self._loop.call_soon(_collect_garbage)  # after the first step of the work, which imports what it needs
             return self._loop.run_until_complete(self._task)
         except BaseException as error:
             if self._signal is not None:
@@ -105,6 +107,13 @@ def _signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, before in taken.items():
             signal.signal(number, before)
+
+
+def _collect_garbage() -> None:
+    """Begin what `__main__` has put off; what was imported until now is never looked at again."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def _end(status: int) -> NoReturn:

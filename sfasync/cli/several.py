@@ -11,7 +11,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..progress import DiskProgress, Progress
+from ..models import DiskProgress, Progress
 from .failures import SomeFailed
 from .output import Output
 

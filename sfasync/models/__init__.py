@@ -10,7 +10,6 @@ from ..lazy import loaded_on_use
 
 if TYPE_CHECKING:
     from .addresses import ExportAddress as ExportAddress
-    from .addresses import MetadataContext as MetadataContext
     from .addresses import TlsPolicy as TlsPolicy
     from .backups import BackupEstimate as BackupEstimate
     from .backups import BackupResult as BackupResult
@@ -36,8 +35,11 @@ if TYPE_CHECKING:
     from .options import Timeouts as Timeouts
     from .platforms import EndpointRequest as EndpointRequest
     from .platforms import Leftover as Leftover
+    from .platforms import MetadataContext as MetadataContext
     from .platforms import VirtualDisk as VirtualDisk
     from .platforms import VirtualMachine as VirtualMachine
+    from .progress import DiskProgress as DiskProgress
+    from .progress import Progress as Progress
     from .restores import RestoredDisk as RestoredDisk
     from .restores import RestoreResult as RestoreResult
     from .states import Checkpoint as Checkpoint
@@ -49,15 +51,16 @@ else:  # hidden from type checkers, to whom a name that is not there is an error
     _MODULES = {
         "checks": ("check_id",),
         "options": ("Limits", "MOST_CONNECTIONS", "NO_RETRY", "Retry", "Timeouts"),
-        "addresses": ("ExportAddress", "MetadataContext", "TlsPolicy"),
+        "addresses": ("ExportAddress", "TlsPolicy"),
         "styles": ("TlsStyle", "TransportMode"),
         "extents": ("Extent",),
         "states": ("Checkpoint", "Frozen", "Interruption"),
         "manifest": ("AuditRecord", "DiskRecord", "DiskStatistics", "FileRecord", "Manifest"),
-        "platforms": ("EndpointRequest", "Leftover", "VirtualDisk", "VirtualMachine"),
+        "platforms": ("EndpointRequest", "Leftover", "MetadataContext", "VirtualDisk", "VirtualMachine"),
         "backups": ("BackupEstimate", "BackupResult", "DiskEstimate", "UnfinishedBackup"),
         "restores": ("RestoreResult", "RestoredDisk"),
         "copies": ("CopyResult",),
+        "progress": ("DiskProgress", "Progress"),
         "findings": ("Difference", "Problem", "RepairAction", "RepairResult", "VerifyResult"),
     }
     __getattr__ = loaded_on_use(

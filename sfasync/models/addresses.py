@@ -98,16 +98,3 @@ class ExportAddress:
         if self.socket is not None:
             return str(self.socket)
         return f"[{self.host}]:{self.port}" if ":" in (self.host or "") else f"{self.host}:{self.port}"
-
-
-@dataclass(frozen=True, slots=True)
-class MetadataContext:
-    """A metadata context that an NBD server has for an export (proto.md, "Metadata querying").
-
-    Attributes:
-        address: The export.
-        name: The context, as ``qemu:dirty-bitmap:NAME``.
-    """
-
-    address: ExportAddress
-    name: str

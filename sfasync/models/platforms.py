@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .styles import TransportMode
+
+if TYPE_CHECKING:
+    from .addresses import ExportAddress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +30,19 @@ class EndpointRequest:
     server_id: str | None = None
     resource_id: str | None = None
     mode: TransportMode = "nbd"
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataContext:
+    """A metadata context that an NBD server has for an export (proto.md, "Metadata querying").
+
+    Attributes:
+        address: The export.
+        name: The context, as ``qemu:dirty-bitmap:NAME``.
+    """
+
+    address: ExportAddress
+    name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

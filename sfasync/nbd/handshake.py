@@ -26,8 +26,8 @@ in the order of the protocol.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from types import MappingProxyType
+from typing import Generic, NamedTuple, TypeVar
 
 from ..errors import ConnectionLostError, ExportError, NbdError, RemoteProtocolError, SfasyncError, TlsError, printable
 from ..models import TlsStyle
@@ -41,8 +41,7 @@ _START_TLS = -1
 _Conversation = Generator[int, bytes, _T]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportInfo:
+class ExportInfo(NamedTuple):
     """What a server says of an export.
 
     Attributes:
@@ -61,12 +60,11 @@ class ExportInfo:
     flags: int
     block_sizes: wire.BlockSizes | None = None
     description: str = ""
-    contexts: Mapping[str, int] = field(default_factory=dict)
+    contexts: Mapping[str, int] = MappingProxyType({})
     structured: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ExportEntry:
+class ExportEntry(NamedTuple):
     """One line of a server's list of exports."""
 
     name: str
@@ -234,7 +232,7 @@ class _Haggling:
         if info is None:
             info = yield from self._open_by_name(export)
         _check(info)
-        return replace(info, contexts=contexts, structured=self._structured)
+        return info._replace(contexts=contexts, structured=self._structured)
 
     def querying(self, export: bytes) -> _Conversation[ExportInfo]:
         yield from self._greet()
@@ -243,7 +241,7 @@ class _Haggling:
         if info is None:
             raise ExportError("the server is too old to be asked about an export without opening it")
         self._abort()
-        return replace(info, contexts=contexts, structured=self._structured)
+        return info._replace(contexts=contexts, structured=self._structured)
 
     def listing(self) -> _Conversation[list[ExportEntry]]:
         yield from self._greet()
@@ -400,13 +398,13 @@ def _with_information(info: ExportInfo, payload: bytes) -> ExportInfo:
     match wire.decode_info_type(payload):
         case const.INFO_EXPORT:
             size, flags = wire.decode_info_export(payload)
-            return replace(info, size=size, flags=flags)
+            return info._replace(size=size, flags=flags)
         case const.INFO_BLOCK_SIZE:
-            return replace(info, block_sizes=wire.decode_info_block_size(payload))
+            return info._replace(block_sizes=wire.decode_info_block_size(payload))
         case const.INFO_NAME:
-            return replace(info, name=wire.decode_info_text(payload, "the export's name"))
+            return info._replace(name=wire.decode_info_text(payload, "the export's name"))
         case const.INFO_DESCRIPTION:
-            return replace(info, description=wire.decode_info_text(payload, "the export's description"))
+            return info._replace(description=wire.decode_info_text(payload, "the export's description"))
         case _:
             return info
 

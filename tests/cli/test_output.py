@@ -13,7 +13,7 @@ import pytest
 
 from sfasync.cli.output import Output
 from sfasync.errors import IntegrityError, StorageError
-from sfasync.progress import DiskProgress, Progress
+from sfasync.models import DiskProgress, Progress
 
 from ..support.command import checked
 

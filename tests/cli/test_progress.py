@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from sfasync.cli.progress import ProgressView
-from sfasync.progress import DiskProgress, Progress
+from sfasync.models import DiskProgress, Progress
 
 MiB = 1 << 20
 

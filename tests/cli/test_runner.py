@@ -229,3 +229,23 @@ def test_the_loop_is_closed_and_the_signals_are_given_back(capsys: pytest.Captur
     assert perform(Output(), work) == 130
     assert signal.getsignal(signal.SIGINT) is before
     assert capsys.readouterr().err == "sfasync: interrupted by SIGINT\n"
+
+
+def test_garbage_is_collected_once_the_work_is_under_way() -> None:
+    """Until then there is none: `main` switches it off while the command is loaded."""
+    work = """
+        import gc
+
+        async def work():
+            seen = [gc.isenabled()]
+            await asyncio.sleep(0)
+            seen += [gc.isenabled(), gc.get_freeze_count() > 0]
+            ready()
+            print(seen, flush=True)
+            return 0
+
+        gc.disable()
+    """
+    with running(work) as process:
+        end, _ = ended(process)
+    assert end.out == "[False, True, True]\n"

@@ -11,8 +11,8 @@ from sfasync.cli.failures import SomeFailed, describe
 from sfasync.cli.output import Output
 from sfasync.cli.several import each_vm, matching
 from sfasync.errors import BusyError, SourceError
-from sfasync.models import BackupResult, VirtualDisk, VirtualMachine
-from sfasync.progress import DiskProgress, Progress, ProgressCallback
+from sfasync.models import BackupResult, DiskProgress, Progress, VirtualDisk, VirtualMachine
+from sfasync.progress import ProgressCallback
 
 
 class Shown(Output):

@@ -148,7 +148,7 @@ async def _query(address: ExportAddress) -> ExportInfo:
     async with await open_export(address, empty=True) as export:
         info = export.info
     with suppress(ExportError):  # an old server does not list contexts, and has none
-        info = replace(info, contexts=(await query_export(address)).contexts)
+        info = info._replace(contexts=(await query_export(address)).contexts)
     return info
 
 
