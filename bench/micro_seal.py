@@ -20,7 +20,9 @@ def main() -> None:
         chunk = make(MIB)
         report(f"digest {name}", partial(content_digest, chunk), count=_COUNT, size=MIB)
         report(f"seal {name}", partial(seal, chunk), count=_COUNT, size=MIB)
-        report(f"unseal {name}", partial(unseal, seal(chunk), MIB), count=_COUNT, size=MIB)
+        report(
+            f"unseal {name}", partial(unseal, bytes(seal(chunk)), memoryview(bytearray(MIB))), count=_COUNT, size=MIB
+        )
 
 
 if __name__ == "__main__":

@@ -11,8 +11,12 @@ from .locator import Locator
 from .names import pack_key
 from .objects import damaged
 from .packs import Blob
+from .scratch import Scratch
 from .seal import BlobKind, unseal
 from .tree import content_digest, page_digest
+
+_sealed = Scratch()
+_opened = Scratch()
 
 _Failure = tuple[Location, IntegrityError | StorageError]
 OnBad = Callable[[Location, Blob, IntegrityError | StorageError], None]
@@ -90,33 +94,40 @@ class BlobReader:
             self._fetch(key, location.offset, buffer)
             check(kind, name, buffer, key)
             return
-        sealed = memoryview(bytearray(location.length))
+        sealed = _sealed.take(location.length)
         self._fetch(key, location.offset, sealed)
-        data = open_blob(kind, name, len(buffer), sealed, key)
-        buffer[:] = data
+        open_blob(kind, name, sealed, buffer, key)
 
     def _fetch(self, key: str, offset: int, buffer: memoryview) -> None:
         if self._store.read_into(key, offset, buffer) != len(buffer):
             raise damaged(key, "is shorter than the index says")
 
 
-def open_blob(kind: int, name: bytes, length: int, sealed: Buffer, key: str) -> Buffer:
-    """The bytes of a blob, unsealed and checked.
+def open_blob(kind: int, name: bytes, sealed: Buffer, buffer: memoryview, key: str) -> None:
+    """Fill the buffer with the bytes of a blob, unsealed and checked.
 
     Args:
-        kind, name, length: Which blob; `length` before sealing.
+        kind, name: Which blob; it is as long as the buffer.
         sealed: Its sealed bytes.
+        buffer: Its content is undefined after an error.
         key: The pack they come from, for messages.
 
     Raises:
         IntegrityError: They are not that blob.
     """
     try:
-        data = unseal(sealed, length)
+        unseal(sealed, buffer)
     except IntegrityError as error:
         raise IntegrityError(f"{describe(kind, name)} in {key} is damaged: {error}", path=key) from error
-    check(kind, name, data, key)
-    return data
+    check(kind, name, buffer, key)
+
+
+def check_sealed(kind: int, name: bytes, length: int, sealed: Buffer, key: str) -> None:
+    """See that sealed bytes are those of a blob of `length` bytes; otherwise as `open_blob`."""
+    if len(sealed) == length:
+        check(kind, name, sealed, key)
+    else:
+        open_blob(kind, name, sealed, _opened.take(length), key)
 
 
 def check(kind: int, name: bytes, data: Buffer, key: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..errors import IntegrityError, ObjectMissingError, SfasyncError, StorageError
 from ..interfaces import ObjectStore
-from .blobs import open_blob
+from .blobs import check_sealed
 from .cache import QUARANTINED, IndexCache, Location
 from .damage import DAMAGE, is_lasting
 from .findings import Findings
@@ -61,7 +61,7 @@ def examine(store: ObjectStore, pack: bytes, repository: bytes) -> Examined:
         session = reader.session
         for ordinal, (blob, sealed) in enumerate(reader.read_all()):
             try:
-                open_blob(blob.kind, blob.name, blob.raw, sealed, pack_key(pack))
+                check_sealed(blob.kind, blob.name, blob.raw, sealed, pack_key(pack))
             except IntegrityError as error:
                 bad[ordinal] = error
     except DAMAGE as error:
@@ -233,7 +233,7 @@ class Scrubber:
         try:
             if self._store.read_into(key, blob.offset, sealed) != blob.length:
                 raise damaged(key, "ends before one of its blobs")
-            open_blob(blob.kind, blob.name, blob.raw, sealed, key)
+            check_sealed(blob.kind, blob.name, blob.raw, sealed, key)
         except (IntegrityError, StorageError) as error:
             self._note_bad(pack, ordinal, blob, error)
         else:
