@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import count, cycle
+from itertools import count, cycle, islice
 
 from sfasync.store.cache import IndexCache
 from sfasync.store.index import IndexReader, encode_index
@@ -43,10 +43,11 @@ def main() -> None:
     cache = IndexCache(None, bytes(16))
     report("take in", partial(take_in, cache, count(), payload), count=1)
     cache.set_usable(pack.id for pack in covered)
-    known = cycle([blob.name for pack in covered for blob in pack.blobs])
-    unknown = cycle([noise(32, seed) for seed in range(1000)])
-    report("find a blob", lambda: cache.usable(BlobKind.CHUNK, next(known), MiB), count=5000)
-    report("miss a blob", lambda: cache.usable(BlobKind.CHUNK, next(unknown), MiB), count=5000)
+    known = cycle([(blob.name, MiB) for pack in covered for blob in pack.blobs])
+    unknown = cycle([(noise(32, seed), MiB) for seed in range(1000)])
+    report("find a blob", lambda: cache.usable(BlobKind.CHUNK, [next(known)]), count=5000)
+    report("miss a blob", lambda: cache.usable(BlobKind.CHUNK, [next(unknown)]), count=5000)
+    report("miss 16 blobs", lambda: cache.usable(BlobKind.CHUNK, list(islice(unknown, 16))), count=500)
     cache.close()
     report("page digest, full", partial(page_digest, noise(32 * 128)), count=500)
     report("page digest, one child", partial(page_digest, noise(32) + bytes(32 * 127)), count=500)

@@ -71,10 +71,12 @@ if TYPE_CHECKING:
         ReleasingResolver,
         RestoreDisk,
         RestoreView,
+        ScatteredSource,
         Sink,
         SnapshotDisk,
         SnapshotView,
         Source,
+        SparseChunk,
     )
     from .jobs import Job
     from .models import (
@@ -193,12 +195,14 @@ __all__ = [
     "RestoreView",
     "RestoredDisk",
     "Retry",
+    "ScatteredSource",
     "SfasyncError",
     "Sink",
     "SnapshotDisk",
     "SnapshotView",
     "Source",
     "SourceError",
+    "SparseChunk",
     "StateError",
     "StorageError",
     "SystemLimitError",
@@ -288,10 +292,12 @@ _MODULES = {
         "ReleasingResolver",
         "RestoreDisk",
         "RestoreView",
+        "ScatteredSource",
         "Sink",
         "SnapshotDisk",
         "SnapshotView",
         "Source",
+        "SparseChunk",
     ),
     # errors
     "errors": (

@@ -38,7 +38,7 @@ class Step(NamedTuple):
         action: What to do.
         offset: First byte.
         length: Bytes, more than 0.
-        zeros: For DATA, ranges (start, end) inside it that are known to be zero and need not be read.
+        zeros: For DATA that is one chunk, ranges (start, end) inside it that are known to be zero and need not be read.
     """
 
     action: Action
@@ -89,6 +89,37 @@ async def pieces(
             planned = last
     for step in _cut(planned, size, piece):
         yield step
+
+
+async def loads(plan: AsyncIterator[Step], *, most: int) -> AsyncGenerator[list[Step], None]:
+    """The steps of a plan as they are carried out together: one by one, but for chunks with zeros inside.
+
+    Of those as many go together as have no more data than the first of them is long, `most` steps with the zeros
+    between them.
+
+    ::
+
+        plan       DDDD D000 ZZZZ 0D0D ZZZZ DDDD       letters: read, 0: filled
+        loads      DDDD|D000 ZZZZ 0D0D ZZZZ|DDDD
+    """
+    together: list[Step] = []
+    room = 0
+    async for step in plan:
+        needed = sum(end - start for start, end in step.reads()) if step.action is Action.DATA else 0
+        joins = bool(step.zeros or (together and step.action is Action.ZERO))
+        if together and (not joins or needed > room or len(together) == most):
+            yield together
+            together = []
+            joins = bool(step.zeros)
+        if not joins:
+            yield [step]
+            continue
+        if not together:
+            room = step.length
+        together.append(step)
+        room -= needed
+    if together:
+        yield together
 
 
 def _cut(start: int, end: int, piece: int | Callable[[], int]) -> Iterator[Step]:

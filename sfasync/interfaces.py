@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from .models import (
@@ -85,6 +85,28 @@ class SurveyedSource(Source, Protocol):
 
 
 @runtime_checkable
+class ScatteredSource(Source, Protocol):
+    """A source of which several short ranges are read in less time together than one after the other."""
+
+    async def read_scattered(self, parts: Sequence[tuple[int, memoryview]]) -> None:
+        """As `read_into` for each pair of offset and buffer; they do not overlap. All are filled, or it raises."""
+        ...
+
+
+class SparseChunk(NamedTuple):
+    """A whole chunk of a disk that is zeros but for some parts.
+
+    Attributes:
+        offset, length: The chunk, in bytes.
+        parts: Pairs of offset on the disk and bytes, in order, none of them outside of the chunk; perhaps zeros, too.
+    """
+
+    offset: int
+    length: int
+    parts: Sequence[tuple[int, memoryview]]
+
+
+@runtime_checkable
 class Sink(Protocol):
     """A disk that can be written. Many writes may be under way at once, to ranges that do not overlap."""
 
@@ -147,10 +169,14 @@ class Stream(Protocol):
 
 
 class ChunkSink(Sink, Protocol):
-    """A sink that can also take a range over, unread, from the backup that this one builds on.
+    """A sink that also takes chunks without their zeros, and ranges, unread, from the parent: the backup it builds on.
 
     Ranges are whole chunks: both ends are chunk boundaries or the end of the disk.
     """
+
+    async def write_sparse(self, chunks: Sequence[SparseChunk]) -> None:
+        """Write chunks anywhere on the disk. Their parts are not touched after the call returned or raised."""
+        ...
 
     async def keep(self, offset: int, length: int) -> None:
         """Take over the range from the parent."""

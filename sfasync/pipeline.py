@@ -1,24 +1,31 @@
 """Moves one disk from a source to a sink by a plan; knows no NBD, no repository and no VM.
 
 A pipeline is a number of lanes. Each lane takes the next step of the plan and sees it through: memory, read, write.
-Steps thus begin in order and end in any. How much is in flight is bounded by the lanes and, over all pipelines of an
-engine, by the buffer pool. With a `Tuner`, only as many lanes work as it finds useful; the others rest.
+Chunks that are mostly zeros are small work: a lane takes several of them, which share one piece of memory and are read
+and written together. Steps thus begin in order and end in any. How much is in flight is bounded by the lanes and, over
+all pipelines of an engine, by the buffer pool. With a `Tuner`, only as many lanes work as it finds useful; the others
+rest.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import cast
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import Final, cast
 
-from .buffers import BufferPool, Filled, Slot, fill_with_zeros
+from .buffers import BufferPool, Filled, Slot
 from .errors import SfasyncError
-from .extents import Action, Step
-from .interfaces import ChunkSink, Sink, Source
+from .extents import Action, Step, loads
+from .interfaces import ChunkSink, Sink, Source, SparseChunk
 from .progress import Meter
+from .scattered import read_parts
 from .tasks import run_all
 from .tuning import Tuner
+
+_TOGETHER: Final = 32
+"""Steps that a lane takes at most: 16 chunks that are mostly zeros, and the zeros between them."""
 
 
 async def transfer(
@@ -32,8 +39,8 @@ async def transfer(
 ) -> None:
     """Carry out a plan.
 
-    Nothing is flushed: that is the caller's, who knows what belongs together. A plan with KEEP, AUDIT or AUDIT_ZERO
-    needs a `ChunkSink`.
+    Nothing is flushed: that is the caller's, who knows what belongs together. A plan with KEEP, AUDIT or AUDIT_ZERO, or
+    with zeros inside of DATA, needs a `ChunkSink`.
 
     Args:
         plan: What to do, in order; closed by the caller.
@@ -48,9 +55,10 @@ async def transfer(
             Cancelling leaves no read or write behind; what was written stays written.
     """
     tuner = lanes if isinstance(lanes, Tuner) else None
-    pipeline = _Pipeline(plan, source, sink, pool, meter, tuner)
     try:
-        await run_all(pipeline.lane(number) for number in range(tuner.most if tuner else cast(int, lanes)))
+        async with aclosing(loads(plan, most=_TOGETHER)) as work:
+            pipeline = _Pipeline(work, source, sink, pool, meter, tuner)
+            await run_all(pipeline.lane(number) for number in range(tuner.most if tuner else cast(int, lanes)))
     except SfasyncError as error:
         error.disk = error.disk or meter.id
         raise
@@ -59,14 +67,14 @@ async def transfer(
 class _Pipeline:
     def __init__(
         self,
-        plan: AsyncIterator[Step],
+        work: AsyncIterator[list[Step]],
         source: Source,
         sink: Sink | ChunkSink,
         pool: BufferPool,
         meter: Meter,
         tuner: Tuner | None,
     ) -> None:
-        self._plan = plan
+        self._work = work
         self._turn = asyncio.Lock()  # an async generator takes one caller at a time
         self._source = source
         self._sink = sink
@@ -77,15 +85,19 @@ class _Pipeline:
         self._resting: dict[int, asyncio.Future[None]] = {}  # lanes that have nothing to do now, by their numbers
 
     async def lane(self, number: int) -> None:
-        """See to one step after another until the plan ends; rest while the tuner wants `number` lanes or fewer."""
+        """See to one load after another until the plan ends; rest while the tuner wants `number` lanes or fewer."""
         while await self._wanted(number):
             async with self._turn:
-                step = await anext(self._plan, None)
-            if step is None:
+                load = await anext(self._work, None)
+            if load is None:
                 self._planned = True
                 self._wake()
                 return
-            await self._carry_out(step)
+            if load[0].zeros:
+                await self._move_sparse([step for step in load if step.zeros])
+            for step in load:
+                if not step.zeros:
+                    await self._carry_out(step)
             self._meter.changed()
 
     async def _wanted(self, number: int) -> bool:
@@ -120,43 +132,68 @@ class _Pipeline:
             self._meter.zero += step.length
 
     async def _move(self, step: Step, write: Callable[[int, memoryview], Awaitable[None]]) -> None:
-        seconds = self._meter.seconds
-        began = time.perf_counter()
-        slot = await self._pool.acquire(step.length)
-        ready = time.perf_counter()
-        seconds["memory"] += ready - began
-        filled = await self._fill(slot, step)
-        read = time.perf_counter()
-        seconds["read"] += read - ready
-        try:
-            await write(step.offset, filled.view)
-        finally:
-            filled.release()
-        written = time.perf_counter()
-        seconds["write"] += written - read
+        async def read(slot: Slot) -> Filled:
+            await self._source.read_into(step.offset, slot.view)
+            self._meter.read += step.length
+            return slot.filled()
+
+        began, ended = await self._pass(step.length, read, lambda filled: write(step.offset, filled.view))
         self._meter.written += step.length
         if self._tuner is not None:
             before = self._tuner.setting
-            self._tuner.finished(ready, written, step.length)
+            self._tuner.finished(began, ended, step.length)
             if self._tuner.setting.window > before.window:
                 self._wake()
 
-    async def _fill(self, slot: Slot, step: Step) -> Filled:
-        """Read what has to be read and zero the rest; a failed or cancelled fill gives the slot back."""
+    async def _move_sparse(self, steps: Sequence[Step]) -> None:
+        """Move chunks with zeros inside; of all of them only the data is in memory."""
+
+        async def read(slot: Slot) -> Filled:
+            parts = [part for chunk in _in_memory(steps, slot.view) for part in chunk.parts]
+            length = sum(len(view) for _, view in parts)
+            await read_parts(self._source, parts)
+            self._meter.read += length
+            return slot.filled(length)
+
+        async def write(filled: Filled) -> None:
+            await cast(ChunkSink, self._sink).write_sparse(_in_memory(steps, filled.view))
+
+        await self._pass(steps[0].length, read, write)
+        self._meter.written += sum(step.length for step in steps)
+
+    async def _pass(
+        self, length: int, read: Callable[[Slot], Awaitable[Filled]], write: Callable[[Filled], Awaitable[None]]
+    ) -> tuple[float, float]:
+        """Let something be read into a slot of `length` bytes, and written from it; gives when that began and ended."""
+        seconds = self._meter.seconds
+        asked = time.perf_counter()
+        slot = await self._pool.acquire(length)
+        began = time.perf_counter()
+        seconds["memory"] += began - asked
         try:
-            if not step.zeros:
-                await self._source.read_into(step.offset, slot.view)
-                self._meter.read += step.length
-            else:
-                await self._fill_around_zeros(slot, step)
-            return slot.filled()
+            filled = await read(slot)
         except BaseException:
             slot.release()
             raise
+        reading = time.perf_counter()
+        seconds["read"] += reading - began
+        try:
+            await write(filled)
+        finally:
+            filled.release()
+        ended = time.perf_counter()
+        seconds["write"] += ended - reading
+        return began, ended
 
-    async def _fill_around_zeros(self, slot: Slot, step: Step) -> None:
-        for start, end in step.zeros:
-            fill_with_zeros(slot.view[start - step.offset : end - step.offset])
+
+def _in_memory(steps: Sequence[Step], view: memoryview) -> list[SparseChunk]:
+    """The chunks whose data, without the zeros inside, is one after the other in a view."""
+    chunks = []
+    position = 0
+    for step in steps:
+        parts = []
         for start, end in step.reads():
-            await self._source.read_into(start, slot.view[start - step.offset : end - step.offset])
-            self._meter.read += end - start
+            parts.append((start, view[position : position + end - start]))
+            position += end - start
+        chunks.append(SparseChunk(step.offset, step.length, parts))
+    return chunks

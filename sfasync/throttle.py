@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from .interfaces import Source
 from .models import Extent
+from .scattered import read_parts
 
 
 class Throttle:
@@ -49,6 +50,10 @@ class ThrottledSource:
     async def read_into(self, offset: int, buffer: memoryview) -> None:
         await self._throttle.take(len(buffer))
         await self._source.read_into(offset, buffer)
+
+    async def read_scattered(self, parts: Sequence[tuple[int, memoryview]]) -> None:
+        await self._throttle.take(sum(len(buffer) for _, buffer in parts))
+        await read_parts(self._source, parts)
 
     def extents(self, offset: int = 0, length: int | None = None) -> AsyncIterator[Extent]:
         return self._source.extents(offset, length)

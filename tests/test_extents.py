@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfasync.extents import Action, Step, align_down, align_up, chunks, pieces, with_also, zero_outside
+from sfasync.extents import Action, Step, align_down, align_up, chunks, loads, pieces, with_also, zero_outside
 from sfasync.models import Extent
 
 
@@ -115,6 +115,41 @@ async def test_short_runs_of_zeros_inside_a_chunk_are_read() -> None:
     picture = "a0a00aaa0000a000"
     plan = chunks(stream(extents_of(picture)), size=16, chunk=8, alignment=1, gap=3)
     assert picture_of([step async for step in plan]) == "DDDDDDDDzzzzDzzz"
+
+
+async def loads_of(picture: str, *, most: int = 32) -> list[str]:
+    plan = chunks(stream(extents_of(picture)), size=len(picture), chunk=4, alignment=1)
+    drawn, position = [], 0
+    async for load in loads(plan, most=most):
+        moved = [step._replace(offset=step.offset - position, zeros=_moved(step, position)) for step in load]
+        drawn.append(picture_of(moved))
+        position += len(drawn[-1])
+    return drawn
+
+
+def _moved(step: Step, position: int) -> tuple[tuple[int, int], ...]:
+    return tuple((start - position, end - position) for start, end in step.zeros)
+
+
+async def test_chunks_with_zeros_inside_go_together_as_far_as_one_slot_takes_them() -> None:
+    assert await loads_of("aaaaa00000000a0a0000aaaa") == ["DDDD", "DzzzZZZZzDzDZZZZ", "DDDD"]
+    assert await loads_of("0000a0000000aa000000") == ["ZZZZ", "DzzzZZZZDDzzZZZZ"]
+    assert await loads_of("aa000aa0a000aaa0") == ["DDzzzDDz", "DzzzDDDz"]
+    assert await loads_of("a000a000a000a000a000") == ["DzzzDzzzDzzzDzzz", "Dzzz"]
+    assert await loads_of("a000a000a000a000", most=3) == ["DzzzDzzzDzzz", "Dzzz"]
+    assert await loads_of("a000000000000000a000", most=2) == ["DzzzZZZZZZZZZZZZ", "Dzzz"]
+    assert await loads_of("a000a0") == ["DzzzDz"]
+    assert await loads_of("") == []
+
+
+async def test_what_is_kept_or_copied_goes_alone() -> None:
+    steps = [Step(Action.ZERO, 0, 4), Step(Action.ZERO, 4, 4), Step(Action.DATA, 8, 4), Step(Action.KEEP, 12, 4)]
+
+    async def plan() -> AsyncIterator[Step]:
+        for step in steps:
+            yield step
+
+    assert [load async for load in loads(plan(), most=32)] == [[step] for step in steps]
 
 
 async def test_a_long_zero_run_is_one_step() -> None:

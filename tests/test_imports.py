@@ -20,8 +20,8 @@ PACKAGE = Path(sfasync.__file__).parent
 RINGS = (
     {
         *("_version", "audit", "buffers", "credentials", "errors", "extents", "files", "interfaces"),
-        *("lazy", "leases", "models", "nbd", "progress", "resolvers", "retry", "shares", "state", "tasks"),
-        *("throttle", "tls", "tracking", "trust", "tuning", "units", "workers"),
+        *("lazy", "leases", "models", "nbd", "progress", "resolvers", "retry", "scattered", "shares", "state"),
+        *("tasks", "throttle", "tls", "tracking", "trust", "tuning", "units", "workers"),
     },
     {"pipeline", "platform", "store", "transport"},
     {

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from sfasync.buffers import BufferPool
 from sfasync.errors import SourceError, TargetError
 from sfasync.extents import Step, chunks, pieces
+from sfasync.interfaces import SparseChunk
 from sfasync.models import Extent
 from sfasync.pipeline import transfer
 from sfasync.progress import Meter
@@ -96,24 +97,37 @@ async def test_a_failure_ends_lanes_that_rest(side: str) -> None:
     assert pool.in_use == 0
 
 
-async def test_zeros_inside_a_chunk_are_filled_and_not_read() -> None:
-    source, sink = MemoryDisk(content(20 * CHUNK)), MemoryDisk(b"\xff" * 20 * CHUNK)
-    pool = BufferPool(4 * CHUNK)
-    meter = Meter("vda", source.size)
-    async with aclosing(chunks(source.extents(), size=source.size, chunk=CHUNK, alignment=512)) as plan:
-        await transfer(plan, source, sink, pool=pool, lanes=4, meter=meter)
-    assert sink.content == source.content
-    data = [e async for e in source.extents() if not e.zero]
-    assert meter.read == sum(extent.length for extent in data) == sum(length for _, length in source.reads)
+class ChunkDisk(MemoryDisk):
+    """Takes chunks without their zeros, and takes ranges over."""
 
-
-class KeepingDisk(MemoryDisk):
     def __init__(self, content: bytes) -> None:
         super().__init__(content)
         self.kept: list[tuple[int, int]] = []
+        self.together: list[int] = []
+
+    async def write_sparse(self, chunks: Sequence[SparseChunk]) -> None:
+        self.together.append(len(chunks))
+        for chunk in chunks:
+            await self.zero(chunk.offset, chunk.length)
+            for offset, part in chunk.parts:
+                await self.write(offset, part)
 
     async def keep(self, offset: int, length: int) -> None:
         self.kept.append((offset, length))
+
+
+@pytest.mark.parametrize("throttled", [False, True])
+async def test_zeros_inside_a_chunk_are_not_read(throttled: bool) -> None:
+    source, sink = MemoryDisk(content(20 * CHUNK)), ChunkDisk(b"\xff" * 20 * CHUNK)
+    pool = BufferPool(4 * CHUNK)
+    meter = Meter("vda", source.size)
+    async with aclosing(chunks(source.extents(), size=source.size, chunk=CHUNK, alignment=512)) as plan:
+        read = ThrottledSource(source, Throttle(1 << 40)) if throttled else source
+        await transfer(plan, read, sink, pool=pool, lanes=4, meter=meter)
+    assert sink.content == source.content
+    assert max(sink.together) > 1
+    data = [e async for e in source.extents() if not e.zero]
+    assert meter.read == sum(extent.length for extent in data) == sum(length for _, length in source.reads)
 
 
 async def changed(*extents: Extent) -> AsyncIterator[Extent]:
@@ -123,7 +137,7 @@ async def changed(*extents: Extent) -> AsyncIterator[Extent]:
 
 async def test_kept_ranges_are_not_read() -> None:
     source = MemoryDisk(b"n" * 4 * CHUNK)
-    sink = KeepingDisk(b"o" * 4 * CHUNK)
+    sink = ChunkDisk(b"o" * 4 * CHUNK)
     plan = chunks(
         source.extents(),
         size=source.size,
@@ -146,6 +160,19 @@ async def test_a_failure_names_the_disk_and_gives_everything_back(side: str) -> 
     pool = BufferPool(8 * CHUNK)
     with pytest.raises(SourceError if side == "source" else TargetError) as caught:
         await run(source, sink, pool)
+    assert (caught.value.disk, caught.value.offset) == ("vda", 17 * CHUNK)
+    assert pool.in_use == 0
+
+
+@pytest.mark.parametrize("side", ["source", "sink"])
+async def test_a_failure_among_chunks_that_go_together_gives_everything_back(side: str) -> None:
+    image = (b"x" * 4096 + bytes(CHUNK - 4096)) * 40
+    source, sink = MemoryDisk(image), ChunkDisk(bytes(len(image)))
+    (source if side == "source" else sink).bad.add(17 * CHUNK + 3)
+    pool = BufferPool(8 * CHUNK)
+    with pytest.raises(SourceError if side == "source" else TargetError) as caught:
+        async with aclosing(chunks(source.extents(), size=source.size, chunk=CHUNK, alignment=1)) as plan:
+            await transfer(plan, source, sink, pool=pool, lanes=4, meter=Meter("vda", source.size))
     assert (caught.value.disk, caught.value.offset) == ("vda", 17 * CHUNK)
     assert pool.in_use == 0
 

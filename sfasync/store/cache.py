@@ -7,7 +7,7 @@ before a commit.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +50,9 @@ _COPIES = "blobs JOIN packs ON packs.number = blobs.pack"
 _MOST_NAMES = 128
 _PRESENT = "CREATE TEMP TABLE IF NOT EXISTS present (id BLOB PRIMARY KEY) WITHOUT ROWID"
 _DOOMED = "CREATE TEMP TABLE IF NOT EXISTS doomed (id BLOB PRIMARY KEY) WITHOUT ROWID"
+
+NameAndLength = tuple[bytes, int]
+"""A blob of a kind: its name and raw length."""
 
 
 class Location(NamedTuple):
@@ -194,14 +197,18 @@ class IndexCache(CacheFile):
 
     # --- look-ups ---------------------------------------------------------------------------------------------------
 
-    def usable(self, kind: BlobKind, name: bytes, raw: int) -> bytes | None:
-        """Id of a usable pack that has a copy of the blob which is not in quarantine, or None. About 10 µs."""
+    def usable(self, kind: BlobKind, blobs: Collection[NameAndLength]) -> dict[NameAndLength, bytes]:
+        """Of those blobs, at most 128, of which a usable pack has a copy that is not in quarantine, the id of one.
+
+        About 3 µs, and 1 µs for each blob.
+        """
+        wanted = set(blobs)
         rows = self.rows(
-            f"SELECT packs.id FROM {_COPIES}"  # noqa: S608  # fixed words
-            f" WHERE blobs.name = ? AND blobs.kind = ? AND blobs.raw = ? AND usable AND NOT {QUARANTINED} LIMIT 1",
-            (name, kind, raw),
+            f"SELECT blobs.name, blobs.raw, packs.id FROM {_COPIES}"  # noqa: S608 - fixed words and question marks
+            f" WHERE blobs.name IN ({_places(len(blobs))}) AND blobs.kind = ? AND usable AND NOT {QUARANTINED}",
+            (*(name for name, _ in blobs), kind),
         )
-        return _checked_id(rows[0][0]) if rows else None
+        return {(name, raw): _checked_id(pack) for name, raw, pack in rows if (name, raw) in wanted}
 
     def sizes(self, pack: bytes) -> set[int]:
         """The bytes that a pack has, as each index object with it says."""
@@ -256,12 +263,10 @@ class IndexCache(CacheFile):
     def good(self, kind: BlobKind, names: Iterable[bytes]) -> set[tuple[bytes, int]]:
         """Name and raw length of those blobs, of at most 128 names, that have a good copy as far as is known."""
         wanted = tuple(names)
-        assert len(wanted) <= _MOST_NAMES, len(wanted)
-        places = ", ".join("?" * len(wanted))
         return set(
             self.rows(
                 f"SELECT blobs.name, blobs.raw FROM {_COPIES} "  # noqa: S608 - fixed words and question marks
-                f"WHERE blobs.name IN ({places}) AND blobs.kind = ?"
+                f"WHERE blobs.name IN ({_places(len(wanted))}) AND blobs.kind = ?"
                 f" AND present AND NOT {QUARANTINED}",
                 (*wanted, kind),
             )
@@ -272,6 +277,12 @@ def cache_path(repository: bytes) -> Path | None:
     """Where the copy of a repository's index is; None if there is no place that can be written."""
     directory = cache_directory(repository)
     return None if directory is None else directory / "index.sqlite"
+
+
+def _places(count: int) -> str:
+    """Question marks for so many names."""
+    assert count <= _MOST_NAMES, count
+    return ", ".join("?" * count)
 
 
 def _checked_id(value: object) -> bytes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from typing import NamedTuple
 from ..errors import SfasyncError, StateError
 from ..interfaces import Buffer, ObjectStore
 from ..workers import Workers
+from .cache import NameAndLength
 from .index import IndexReader, encode_index
 from .locator import Locator
 from .names import index_key
@@ -49,6 +51,9 @@ class Stored(NamedTuple):
     new: bool
     length: int = 0
     seconds: float = 0.0
+
+
+ALREADY_THERE = Stored(False)
 
 
 class Intake:
@@ -88,18 +93,29 @@ class Intake:
         Raises:
             StorageError: It could not be written. The session has failed: nothing more can be stored in it.
         """
-        key = (int(kind), name, len(data))
-        pack = self._locator.usable(kind, name, len(data))
+        return self.put(kind, name, data) if self.claim(kind, [(name, len(data))]) else ALREADY_THERE
+
+    def claim(self, kind: BlobKind, blobs: Sequence[NameAndLength]) -> set[NameAndLength]:
+        """Of those blobs, at most 128, the ones that are not there. Whoever asked has to `put` each of them, or to
+        `fail`: who meets them now does not store them.
+
+        Raises:
+            StorageError: As of `add`.
+        """
+        found = self._locator.usable(kind, blobs) if blobs else {}
         with self._lock:
             self._check()
-            if key in self._own:
-                return Stored(False)
-            if pack is not None:
-                self.relied_on.add(pack)
-                if kind != BlobKind.CHUNK:
-                    self._relied_on_meta.add(key)
-                return Stored(False)
-            self._own.add(key)  # who meets the same blob now need not store it: should this fail, the session has
+            new = {blob for blob in blobs if (int(kind), *blob) not in self._own}
+            relied_on = new & found.keys()
+            self.relied_on.update(found[blob] for blob in relied_on)
+            if kind != BlobKind.CHUNK:
+                self._relied_on_meta.update((int(kind), *blob) for blob in relied_on)
+            new -= relied_on
+            self._own.update((int(kind), *blob) for blob in new)
+        return new
+
+    def put(self, kind: BlobKind, name: bytes, data: Buffer) -> Stored:
+        """Store a blob that was claimed; arguments and errors as of `add`."""
         try:
             sealed = seal(data)
             began = time.perf_counter()
@@ -112,12 +128,10 @@ class Intake:
 
     def rely_on(self, kind: BlobKind, name: bytes, raw: int) -> bool:
         """Whether the repository has a blob in a usable pack, on which this session relies from now on."""
-        pack = self._locator.usable(kind, name, raw)
-        if pack is None:
-            return False
+        found = self._locator.usable(kind, [(name, raw)])
         with self._lock:
-            self.relied_on.add(pack)
-        return True
+            self.relied_on.update(found.values())
+        return bool(found)
 
     def may_rely_on(self, kind: BlobKind, name: bytes, raw: int) -> bool:
         """Whether a blob may be one of those that were found in `relied_on`: of chunks that is not kept."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TypeVar
 
 from ..errors import IntegrityError, ObjectMissingError, StorageError
 from ..interfaces import ObjectStore
-from .cache import BadCopy, IndexCache, Location, cache_path
+from .cache import BadCopy, IndexCache, Location, NameAndLength, cache_path
 from .cachefile import remove_cache
 from .damage import DAMAGE, Damage, is_confined
 from .index import MAX_INDEX, IndexReader
@@ -91,21 +91,21 @@ class Locator:
         self._use(lambda cache: cache.set_usable(present, doomed))
         self._whole.clear()
 
-    def usable(self, kind: BlobKind, name: bytes, raw: int) -> bytes | None:
-        """Id of a pack in which deduplication may rely on the blob, or None.
+    def usable(self, kind: BlobKind, blobs: Collection[NameAndLength]) -> dict[NameAndLength, bytes]:
+        """Of those blobs, at most 128, on which deduplication may rely, the id of a pack that has it.
 
         A pack is looked at when it is first relied on. One that was cut short or emptied, as a file system may do to
         what it held when it was damaged, is left out: what it should hold is stored again.
         """
         while True:
-            pack = self._use(lambda cache: cache.usable(kind, name, raw))
-            if pack is None or pack in self._whole:
-                return pack
-            trouble = self._trouble(pack)
-            if trouble is None:
-                self._whole.add(pack)
-                return pack
-            self._leave_out(pack, trouble)
+            found = self._use(lambda cache: cache.usable(kind, blobs))
+            unseen = set(found.values()) - self._whole
+            troubles = {pack: trouble for pack in unseen if (trouble := self._trouble(pack)) is not None}
+            self._whole.update(unseen - troubles.keys())
+            if not troubles:
+                return found
+            for pack, trouble in troubles.items():
+                self._leave_out(pack, trouble)
 
     def impaired(self) -> bool:
         """Whether backups may need what has no good copy, as far as was known at the last `sync` and `set_usable`."""

@@ -447,7 +447,7 @@ class Session:
 
     def _is_missing(self, kind: BlobKind, name: bytes, raw: int) -> bool:
         """Whether this backup may need a blob that has no good copy any more."""
-        return self._intake.may_rely_on(kind, name, raw) and self._locator.usable(kind, name, raw) is None
+        return self._intake.may_rely_on(kind, name, raw) and not self._locator.usable(kind, [(name, raw)])
 
     def _tree_of(self, disk: DiskRecord) -> TreeReader:
         return TreeReader(Geometry(disk.size, self._chunk_size), bytes.fromhex(disk.root), self._page_of_parent)

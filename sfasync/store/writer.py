@@ -1,24 +1,38 @@
-"""One disk of a backup under construction: each chunk is one call in one worker thread."""
+"""One disk of a backup under construction: each chunk is one call in one worker thread, and so are several sparse ones.
+
+A sparse chunk is laid out in memory of the thread, which stays in its cache: only its data is copied there, and made
+zero again. What several chunks need of the index, they ask for at once.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from ..errors import CbtError, StateError, UsageError
-from ..interfaces import Buffer
+from ..interfaces import Buffer, SparseChunk
 from ..models import DiskStatistics, Extent
 from ..workers import Workers
-from .intake import Intake, Stored
+from .intake import ALREADY_THERE, Intake, Stored
 from .journal import DiskNotes
 from .pages import PageBuilder, TreeReader
 from .resume import Remains
 from .seal import BlobKind
-from .tree import ZERO, Geometry, content_digest, disk_digest, is_zero
+from .tree import ZERO, ZEROS, Geometry, content_digest, disk_digest, is_zero
 
 _ZEROS_NOTED = 256
+
+_PAGES_AT_ONCE = 128
+
+_Finished = tuple[int, int, bytes, Stored, DiskNotes | None]
+"""A chunk: offset, length, digest, what became of it, and where to note it."""
+
+_ZEROS = memoryview(ZEROS)
+
+_local = threading.local()
 
 
 class ChunkWriter:
@@ -56,7 +70,7 @@ class ChunkWriter:
         self._notes = notes
         self._remains = remains
         self._doubtful = doubtful
-        self._lock = threading.Lock()  # of the builder and of what is counted
+        self._lock = threading.Lock()  # of the builder, of the pages it has completed and of what is counted
         self._zeros: deque[tuple[int, int, bool]] = deque()  # not told to the builder: ranges, and whether audited
         self._bytes_stored = 0
         self._seal_seconds = 0.0
@@ -65,7 +79,8 @@ class ChunkWriter:
         self._begin()
 
     def _begin(self) -> None:
-        self._builder = PageBuilder(self._geometry, self._store_page)
+        self._pages: list[tuple[bytes, bytes]] = []  # complete and not stored, with their digests
+        self._builder = PageBuilder(self._geometry, lambda page, digest: self._pages.append((page, digest)))
         self._bytes_zero = self._bytes_kept = self._bytes_new = self._bytes_duplicate = 0
 
     def __repr__(self) -> str:
@@ -106,8 +121,14 @@ class ChunkWriter:
         """
         with memoryview(data) as view:
             self._check_range(offset, view.nbytes)
-            doubted = self._doubtful is not None and self._doubtful(offset, view.nbytes)
-            await self._workers.run_to_end(self._write, offset, view, None if doubted else self._notes)
+            await self._workers.run_to_end(self._write, offset, view, self._notes_of(offset, view.nbytes))
+
+    async def write_sparse(self, chunks: Sequence[SparseChunk]) -> None:
+        """Store chunks that are zeros but for some parts; at most 128. Cancelling and errors as of `write`."""
+        for chunk in chunks:
+            self._check_range(chunk.offset, chunk.length)
+        notes = [self._notes_of(chunk.offset, chunk.length) for chunk in chunks]
+        await self._workers.run_to_end(self._write_sparse, chunks, notes)
 
     async def zero(self, offset: int, length: int) -> None:
         """Make whole chunks zero, any number of them; nothing is stored for them.
@@ -185,45 +206,80 @@ class ChunkWriter:
 
     async def finish(self) -> tuple[str, str]:
         await self._workers.run_to_end(self._put_zeros)
-        with self._lock:
-            root = self._builder.root()
+        root = self._builder.root()
         self.result = root.hex(), disk_digest(self._geometry.size, root).hex()
         return self.result
 
     # --- in a thread ------------------------------------------------------------------------------------------------
 
     def _write(self, offset: int, view: memoryview, notes: DiskNotes | None) -> None:
+        """Digest, deduplicate, compress, check, store: all that a chunk needs."""
         step = self._geometry.chunk_size
         for start in range(0, view.nbytes, step):
             with view[start : start + step] as chunk:
-                self._seal((offset + start) // step, chunk, notes)
+                began = time.perf_counter()
+                digest = _digest(chunk)
+                stored = ALREADY_THERE if digest == ZERO else self._intake.add(BlobKind.CHUNK, digest, chunk)
+                self._take_in(began, [(offset + start, chunk.nbytes, digest, stored, notes)])
 
-    def _seal(self, index: int, chunk: memoryview, notes: DiskNotes | None) -> None:
-        """Digest, deduplicate, compress, check, store: all that one chunk needs."""
+    def _write_sparse(self, chunks: Sequence[SparseChunk], notes: Sequence[DiskNotes | None]) -> None:
+        """The same for several chunks, which ask the index together."""
         began = time.perf_counter()
-        digest, stored = ZERO, Stored(False)
-        if not is_zero(chunk):
-            digest = content_digest(chunk)
-            stored = self._intake.add(BlobKind.CHUNK, digest, chunk)
-        spent = time.perf_counter() - began - stored.seconds
-        self._put_zeros()
+        digests = []
+        for chunk in chunks:
+            with _laid_out(chunk) as view:
+                digests.append(_digest(view))
+        blobs = [(digest, chunk.length) for chunk, digest in zip(chunks, digests, strict=True)]
+        new = self._intake.claim(BlobKind.CHUNK, [blob for blob in blobs if blob[0] != ZERO])
+        finished: list[_Finished] = []
+        try:
+            for chunk, (digest, length), note in zip(chunks, blobs, notes, strict=True):
+                stored = ALREADY_THERE
+                if (digest, length) in new:
+                    new.remove((digest, length))
+                    with _laid_out(chunk) as view:
+                        stored = self._intake.put(BlobKind.CHUNK, digest, view)
+                finished.append((chunk.offset, length, digest, stored, note))
+        except BaseException as error:
+            self._intake.fail(error)  # others may rely on what is not stored
+            raise
+        self._take_in(began, finished)
+
+    def _take_in(self, began: float, finished: Sequence[_Finished]) -> None:
+        """Let the tree have chunks that are stored, and zeros that are noted; they took the time since `began`."""
+        store_seconds = sum(stored.seconds for _, _, _, stored, _ in finished)
+        seal_seconds = time.perf_counter() - began - store_seconds
+        with self._building() as builder:
+            self._tell_zeros(builder)
+            for offset, length, digest, stored, _ in finished:
+                builder.put(offset // self.chunk_size, digest)
+                self._count_chunk(length, digest, stored)
+            self._seal_seconds += seal_seconds
+            self._store_seconds += store_seconds
+        for offset, _, digest, _, notes in finished:
+            if notes is not None:
+                notes.add(offset // self.chunk_size, digest)
+
+    @contextmanager
+    def _building(self) -> Iterator[PageBuilder]:
+        """The builder and the counts, for this thread alone; the pages that are complete after it are stored."""
         with self._lock:
-            self._builder.put(index, digest)
-            self._count_chunk(chunk.nbytes, digest, stored)
-            self._seal_seconds += spent
-            self._store_seconds += stored.seconds
-        if notes is not None:
-            notes.add(index, digest)
+            yield self._builder
+        while pages := self._completed_pages():
+            self._store_pages(pages)
 
     def _put_zeros(self) -> None:
-        with self._lock:
-            while self._zeros:
-                offset, length, audited = self._zeros.popleft()
-                first, count = offset // self.chunk_size, -(-length // self.chunk_size)
-                if audited:
-                    self._audit_zeros(first, count, self._require_parent())
-                self._builder.put_zeros(first, count)
-                self._bytes_zero += length
+        with self._building() as builder:
+            self._tell_zeros(builder)
+
+    def _tell_zeros(self, builder: PageBuilder) -> None:
+        while self._zeros:
+            offset, length, audited = self._zeros.popleft()
+            first, count = offset // self.chunk_size, -(-length // self.chunk_size)
+            if audited:
+                self._audit_zeros(first, count, self._require_parent())
+            builder.put_zeros(first, count)
+            self._bytes_zero += length
 
     def _audit_zeros(self, first: int, count: int, parent: TreeReader) -> None:
         index = first
@@ -238,12 +294,12 @@ class ChunkWriter:
         for start in range(0, view.nbytes, step):
             index = (offset + start) // step
             with view[start : start + step] as chunk:
-                digest = ZERO if is_zero(chunk) else content_digest(chunk)
+                digest = _digest(chunk)
                 if digest != parent.digest(0, index):
                     raise self._untold(index, "has other bytes now")
-                with self._lock:
-                    self._builder.put(index, digest)
-                    self._count_chunk(chunk.nbytes, digest, Stored(False))
+                with self._building() as builder:
+                    builder.put(index, digest)
+                    self._count_chunk(chunk.nbytes, digest, ALREADY_THERE)
 
     def _untold(self, index: int, what: str) -> CbtError:
         offset, length = index * self.chunk_size, self._geometry.length(0, index)
@@ -257,8 +313,8 @@ class ChunkWriter:
         )
 
     def _keep(self, offset: int, length: int, parent: TreeReader) -> None:
-        with self._lock:
-            self._builder.put_kept(offset // self.chunk_size, -(-length // self.chunk_size), parent)
+        with self._building() as builder:
+            builder.put_kept(offset // self.chunk_size, -(-length // self.chunk_size), parent)
             self._bytes_kept += length
 
     def _adopt(self, offset: int, length: int, remains: Remains) -> list[Extent]:
@@ -269,19 +325,31 @@ class ChunkWriter:
             size = self._geometry.length(0, index)
             if digest != ZERO and not self._intake.rely_on(BlobKind.CHUNK, digest, size):
                 continue
-            with self._lock:
-                self._builder.put(index, digest)
-                self._count_chunk(size, digest, Stored(False))
+            with self._building() as builder:
+                builder.put(index, digest)
+                self._count_chunk(size, digest, ALREADY_THERE)
             start = index * self.chunk_size
             if adopted and adopted[-1].end == start:
                 start, size = adopted[-1].offset, adopted.pop().length + size
             adopted.append(Extent(start, size))
         return adopted
 
-    def _store_page(self, page: bytes, digest: bytes) -> None:
-        """Called by the builder, under the lock."""
-        stored = self._intake.add(BlobKind.PAGE, digest, page)
-        self._bytes_stored += stored.length
+    def _completed_pages(self) -> list[tuple[bytes, bytes]]:
+        """Some of them, which the caller stores."""
+        with self._lock:
+            pages = self._pages[:_PAGES_AT_ONCE]
+            del self._pages[:_PAGES_AT_ONCE]
+        return pages
+
+    def _store_pages(self, pages: Sequence[tuple[bytes, bytes]]) -> None:
+        new = self._intake.claim(BlobKind.PAGE, [(digest, len(page)) for page, digest in pages])
+        stored = 0
+        for page, digest in pages:
+            if (digest, len(page)) in new:
+                new.remove((digest, len(page)))
+                stored += self._intake.put(BlobKind.PAGE, digest, page).length
+        with self._lock:
+            self._bytes_stored += stored
 
     def _count_chunk(self, length: int, digest: bytes, stored: Stored) -> None:
         self._bytes_stored += stored.length
@@ -291,6 +359,11 @@ class ChunkWriter:
             self._bytes_new += length
         else:
             self._bytes_duplicate += length
+
+    def _notes_of(self, offset: int, length: int) -> DiskNotes | None:
+        """Where it is noted that a range is finished."""
+        doubted = self._doubtful is not None and self._doubtful(offset, length)
+        return None if doubted else self._notes
 
     def _require_parent(self) -> TreeReader:
         if self._parent is None:
@@ -307,3 +380,25 @@ class ChunkWriter:
                 offset=offset,
                 length=length,
             )
+
+
+def _digest(chunk: memoryview) -> bytes:
+    return ZERO if is_zero(chunk) else content_digest(chunk)
+
+
+@contextmanager
+def _laid_out(chunk: SparseChunk) -> Iterator[memoryview]:
+    """The bytes of a chunk, for the time of the block, in memory of this thread that is zeros before and after."""
+    memory = getattr(_local, "memory", None)
+    if memory is None or len(memory) < chunk.length:
+        memory = _local.memory = bytearray(chunk.length)
+    with memoryview(memory) as area, area[: chunk.length] as view:
+        try:
+            for offset, part in chunk.parts:
+                start = offset - chunk.offset
+                view[start : start + len(part)] = part
+            yield view
+        finally:
+            for offset, part in chunk.parts:
+                start = offset - chunk.offset
+                view[start : start + len(part)] = _ZEROS[: len(part)]

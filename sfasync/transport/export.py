@@ -240,6 +240,24 @@ class Export:
         finally:
             view.release()
 
+    async def read_scattered(self, parts: Sequence[tuple[int, memoryview]]) -> None:
+        """As `read_into` for each pair of offset and buffer; the requests for all of them leave together."""
+        views = [(offset, memoryview(buffer).cast("B")) for offset, buffer in parts]
+        try:
+            for offset, view in views:
+                self._check_readable(offset, view)
+            commands = (command for offset, view in views for command in self._pieces(const.CMD_READ, offset, view))
+            failure = await self._call(commands).attempt()
+            if failure is None:
+                return
+            if self._retry.attempts == 1:
+                raise failure.error
+        finally:
+            for _, view in views:
+                view.release()
+        for offset, buffer in parts:  # one of them is bad, and the others will tell which
+            await self.read_into(offset, buffer)
+
     async def read_around(self, offset: int, buffer: memoryview, *, most: int) -> list[Extent]:
         """As `read_into`, but bytes that cannot be read become zeros.
 

@@ -13,6 +13,7 @@ import pytest
 from sfasync.errors import SfasyncError
 from sfasync.interfaces import Source
 from sfasync.models import Extent
+from sfasync.scattered import read_parts
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,16 @@ class SourceContract:
                 group.create_task(source_case.source.read_into(offset, memoryview(buffer)))
         for offset, buffer in zip(offsets, buffers, strict=True):
             assert buffer == source_case.content[offset : offset + len(buffer)]
+
+    async def test_reads_parts_together(self, source_case: SourceCase) -> None:
+        block = source_case.source.block_size
+        size = len(source_case.content)
+        offsets = range(0, size - size % block - block, max(block, size // 40 // block * block))
+        buffer = memoryview(bytearray(b"?" * block * len(offsets)))
+        parts = [(offset, buffer[n * block : (n + 1) * block]) for n, offset in enumerate(offsets)]
+        await read_parts(source_case.source, parts)
+        for offset, part in parts:
+            assert part == source_case.content[offset : offset + block]
 
     async def test_refuses_what_is_not_there(self, source_case: SourceCase) -> None:
         block, size = source_case.source.block_size, source_case.source.size

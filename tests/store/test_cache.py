@@ -32,6 +32,12 @@ def name(number: int) -> bytes:
     return random.Random(number).randbytes(32)
 
 
+def pack_with(cache: IndexCache, number: int) -> bytes | None:
+    """A pack in which deduplication may rely on that blob."""
+    blob = name(number), 100
+    return cache.usable(BlobKind.CHUNK, [blob]).get(blob)
+
+
 @pytest.fixture(params=["file", "private"])
 def cache(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[IndexCache]:
     opened = IndexCache(tmp_path / "cache" if request.param == "file" else None, REPOSITORY)
@@ -43,14 +49,22 @@ def test_blobs_are_found_by_kind_name_and_length(cache: IndexCache) -> None:
     cache.add(b"i" * 16, index_of([pack_of(1, [name(1), name(2)])]))
     pack = (1).to_bytes(16, "big")
     assert cache.locations(BlobKind.CHUNK, name(2), 100) == [Location(pack, 1, 250, 50)]
-    assert cache.usable(BlobKind.CHUNK, name(2), 100) == pack
+    assert pack_with(cache, 2) == pack
     for kind, digest, raw in (
         (BlobKind.PAGE, name(2), 100),
         (BlobKind.CHUNK, name(3), 100),
         (BlobKind.CHUNK, name(2), 99),
     ):
         assert cache.locations(kind, digest, raw) == []
-        assert cache.usable(kind, digest, raw) is None
+        assert cache.usable(kind, [(digest, raw)]) == {}
+
+
+def test_many_blobs_are_looked_up_at_once(cache: IndexCache) -> None:
+    packs = [pack_of(number, [name(number), name(number + 100)]) for number in range(1, 65)]
+    cache.add(b"i" * 16, index_of(packs))
+    wanted = [(name(number), raw) for number in range(1, 65) for raw in (100, 99)]
+    assert cache.usable(BlobKind.CHUNK, wanted) == {(name(n), 100): packs[n - 1].id for n in range(1, 65)}
+    assert cache.usable(BlobKind.CHUNK, []) == cache.usable(BlobKind.PAGE, wanted) == {}
 
 
 def test_a_blob_may_be_in_several_places_and_usable_ones_come_first(cache: IndexCache) -> None:
@@ -59,19 +73,19 @@ def test_a_blob_may_be_in_several_places_and_usable_ones_come_first(cache: Index
     cache.add(b"j" * 16, index_of(packs[2:]))
     assert len(cache.locations(BlobKind.CHUNK, name(1), 100)) == 3
     cache.set_usable([packs[1].id])
-    assert cache.usable(BlobKind.CHUNK, name(1), 100) == packs[1].id
+    assert pack_with(cache, 1) == packs[1].id
     assert cache.locations(BlobKind.CHUNK, name(1), 100)[0].pack == packs[1].id
     cache.set_usable([])
-    assert cache.usable(BlobKind.CHUNK, name(1), 100) is None
+    assert pack_with(cache, 1) is None
     assert len(cache.locations(BlobKind.CHUNK, name(1), 100)) == 3
     cache.set_usable([pack.id for pack in packs])
-    assert cache.usable(BlobKind.CHUNK, name(1), 100) is not None
+    assert pack_with(cache, 1) is not None
 
 
 def test_packs_taken_in_later_are_usable(cache: IndexCache) -> None:
     cache.set_usable([])
     cache.add(b"i" * 16, index_of([pack_of(1, [name(1)])]))
-    assert cache.usable(BlobKind.CHUNK, name(1), 100) is not None
+    assert pack_with(cache, 1) is not None
 
 
 def test_an_index_is_taken_in_once_and_dropped_whole(cache: IndexCache) -> None:
@@ -117,7 +131,7 @@ def test_a_file_is_shared_and_survives(tmp_path: Path) -> None:
         two.close()
     again = IndexCache(path, REPOSITORY)
     assert len(again.loaded()) == 41
-    assert all(again.usable(BlobKind.CHUNK, name(number), 100) for number in range(1, 42))
+    assert all(pack_with(again, number) for number in range(1, 42))
     again.close()
 
 

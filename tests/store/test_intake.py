@@ -72,6 +72,24 @@ def test_a_blob_is_stored_once(store: MemoryStore, locator: Locator, closers: Wo
     assert BlobReader(store, locator).read(BlobKind.CHUNK, content_digest(data), 1000) == data
 
 
+def test_many_blobs_are_claimed_at_once_and_each_by_one(
+    store: MemoryStore, locator: Locator, closers: Workers, intake: Intake
+) -> None:
+    contents = [noise(1000, seed) for seed in range(20)]
+    blobs = [(content_digest(data), len(data)) for data in contents]
+    add(intake, contents[3])
+    intake.finish()
+    another = Intake(store, REPOSITORY, "another", locator, closers)
+    add(another, contents[5])
+    claimed = another.claim(BlobKind.CHUNK, [*blobs, *blobs])
+    assert claimed == set(blobs) - {blobs[3], blobs[5]}
+    assert len(another.relied_on) == 1
+    assert another.claim(BlobKind.CHUNK, blobs) == set()
+    assert all(another.put(BlobKind.CHUNK, content_digest(data), data).new for data in contents[6:])
+    another.finish()
+    assert BlobReader(store, locator).read(BlobKind.CHUNK, blobs[19][0], 1000) == contents[19]
+
+
 def test_one_digest_of_two_lengths_is_two_blobs(store: MemoryStore, locator: Locator, intake: Intake) -> None:
     """See `tree`: zeros of any length have one digest."""
     end = noise(256 * KiB)

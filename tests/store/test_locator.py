@@ -33,6 +33,12 @@ def put_index(store: MemoryStore, packs: list[Pack], supersedes: list[bytes] | N
     return index
 
 
+def pack_with(locator: Locator, number: int) -> bytes | None:
+    """A pack in which deduplication may rely on that blob."""
+    blob = name(number), 100
+    return locator.usable(BlobKind.CHUNK, [blob]).get(blob)
+
+
 @pytest.fixture
 def store() -> MemoryStore:
     return MemoryStore()
@@ -110,9 +116,9 @@ def test_only_packs_that_stay_are_relied_on(store: MemoryStore, locator: Locator
     store.put(TOMBSTONES + packs[2].id.hex(), b"")
     locator.sync()
     locator.set_usable()
-    assert locator.usable(BlobKind.CHUNK, name(1), 100) == packs[0].id
-    assert locator.usable(BlobKind.CHUNK, name(2), 100) is None
-    assert locator.usable(BlobKind.CHUNK, name(3), 100) is None
+    assert pack_with(locator, 1) == packs[0].id
+    assert pack_with(locator, 2) is None
+    assert pack_with(locator, 3) is None
     assert known(locator, 3)
 
 
@@ -125,15 +131,15 @@ def test_a_pack_that_was_cut_short_is_not_relied_on(
     locator.set_usable()
     store.objects[pack_key(short.id)] = bytes(short.size - 1)
     store.delete(pack_key(lost.id))
-    assert locator.usable(BlobKind.CHUNK, name(1), 100) is None
-    assert locator.usable(BlobKind.CHUNK, name(2), 100) is None
-    assert locator.usable(BlobKind.CHUNK, name(9), 100) == whole.id
+    assert pack_with(locator, 1) is None
+    assert pack_with(locator, 2) is None
+    assert pack_with(locator, 9) == whole.id
     for record, pack in zip(caplog.records, (short, lost), strict=True):
         assert pack_key(pack.id) in record.message
 
     store.objects[pack_key(short.id)] = bytes(short.size)
     locator.set_usable()
-    assert locator.usable(BlobKind.CHUNK, name(1), 100) == short.id
+    assert pack_with(locator, 1) == short.id
 
 
 def truncate(path: Path) -> None:

@@ -51,9 +51,19 @@ def slow_root(content: bytes) -> bytes:
     return slow_join(leaves) if leaves else ZERO
 
 
-@given(st.lists(st.sampled_from([ZERO, b"\x01" * 32, b"\x02" * 32]), min_size=1, max_size=70))
+_DIGESTS = [ZERO, b"\x01" * 32, b"\x02" * 32, b"\x03" + bytes(31), bytes(31) + b"\x04"]
+
+
+@given(st.lists(st.sampled_from(_DIGESTS), min_size=1, max_size=70))
 def test_joining_level_by_level_gives_the_left_full_tree(digests: list[bytes]) -> None:
-    assert join(digests) == slow_join(digests)
+    assert join(digests) == slow_join(digests) == page_digest(b"".join(digests))
+
+
+def test_a_page_of_one_child_is_the_node_over_it_and_zeros() -> None:
+    for place in range(FANOUT):
+        digests = [ZERO] * FANOUT
+        digests[place] = _DIGESTS[place % 5] if place % 5 else b"\x05" * 32
+        assert page_digest(b"".join(digests)) == slow_join(digests)
 
 
 @pytest.mark.parametrize("size", [0, 1, LEAF - 1, LEAF, LEAF + 1, MiB, 3 * LEAF + 5, 9 * LEAF + 77])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sfasync.errors import StateError, UsageError
-from sfasync.interfaces import Buffer, Sink
+from sfasync.interfaces import Buffer, Sink, SparseChunk
 from sfasync.models import DiskRecord
 from sfasync.store import writer as module
 from sfasync.store.repository import Repository
@@ -32,6 +32,54 @@ async def test_what_is_written_is_read(repository: Repository, size: int) -> Non
     assert record.root == content_digest(content).hex()
     assert record.tree == disk_digest(size, content_digest(content)).hex()
     assert await read_disk(repository, manifest, "vda") == content
+
+
+@pytest.mark.parametrize("size", [1, CHUNK + 5, 7 * CHUNK, 300 * CHUNK + 5])
+async def test_chunks_without_their_zeros(repository: Repository, size: int) -> None:
+    content, data = memoryview(bytearray(size)), text(6000)
+    places = random.Random(size).choices(range(size), k=400)
+    session = await repository.begin("web-01")
+    writer = session.disk("vda", size)
+    sparse = []
+    for start in range(0, size, CHUNK):
+        length = min(CHUNK, size - start)
+        offsets = sorted({place for place in places if start <= place < start + length})
+        parts = [
+            (offset, memoryview(data)[: min(end - offset, 3000 + offset % 3000)])
+            for offset, end in pairwise([*offsets, start + length])
+        ]
+        for offset, part in parts:
+            content[offset : offset + len(part)] = part
+        sparse.append(SparseChunk(start, length, parts))
+    async with asyncio.TaskGroup() as group:
+        for first in range(0, len(sparse), 7):
+            group.create_task(writer.write_sparse(sparse[first : first + 7]))
+    root, tree = await writer.finish()
+    assert root == content_digest(content).hex()
+    counted = writer.statistics
+    assert counted.bytes_new + counted.bytes_duplicate + counted.bytes_zero == size
+    record = DiskRecord(id="vda", size=size, root=root, tree=tree, mode="full")
+    manifest = await session.commit(manifest_of(session, "web-01", [record]))
+    assert await read_disk(repository, manifest, "vda") == content
+    assert (await repository.verify(data=True)).ok
+
+
+async def test_equal_and_empty_chunks_without_their_zeros(repository: Repository) -> None:
+    session = await repository.begin("web-01")
+    writer = session.disk("vda", 6 * CHUNK)
+    data = memoryview(noise(512))
+    sparse = [SparseChunk(n * CHUNK, CHUNK, [(n * CHUNK + 512, data)]) for n in range(3)]
+    sparse += [SparseChunk(3 * CHUNK, CHUNK, [(3 * CHUNK, memoryview(bytes(512)))]), SparseChunk(4 * CHUNK, CHUNK, [])]
+    await writer.write_sparse(sparse)
+    await writer.write(5 * CHUNK, bytes(512) + data + bytes(CHUNK - 1024))
+    root, _ = await writer.finish()
+    chunk = bytes(512) + data + bytes(CHUNK - 1024)
+    assert root == content_digest(chunk * 3 + bytes(2 * CHUNK) + chunk).hex()
+    counted = writer.statistics
+    assert (counted.bytes_new, counted.bytes_duplicate, counted.bytes_zero) == (CHUNK, 3 * CHUNK, 2 * CHUNK)
+    with pytest.raises(UsageError, match="not whole chunks"):
+        await writer.write_sparse([SparseChunk(512, CHUNK, [])])
+    await session.abort()
 
 
 async def test_what_is_counted(repository: Repository) -> None:

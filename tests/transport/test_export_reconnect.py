@@ -355,6 +355,21 @@ async def test_a_bad_sector_is_named(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", BAD_DISKS)
+async def test_a_bad_sector_among_parts_is_named(kind: str, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        async with await open_export(BAD_DISKS[kind](stack, tmp_path), retry=QUICK) as export:
+            buffer = memoryview(bytearray(b"x" * 8 * 4096))
+            parts = [(n * MiB + BAD % MiB, buffer[n * 4096 : (n + 1) * 4096]) for n in range(8)]
+            with pytest.raises(BadBlockError) as caught:
+                await export.read_scattered(parts)
+            assert (caught.value.offset, caught.value.length) == (BAD, 512)
+            good = [part for part in parts if not part[0] <= BAD < part[0] + 4096]
+            await export.read_scattered(good)
+            assert all(view == bytes(4096) for _, view in good)
+            assert len(good) == 7
+
+
+@pytest.mark.parametrize("kind", BAD_DISKS)
 async def test_reading_around_a_bad_sector(kind: str, tmp_path: Path) -> None:
     with ExitStack() as stack:
         async with await open_export(BAD_DISKS[kind](stack, tmp_path), retry=QUICK) as export:
