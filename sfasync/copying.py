@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from .carrying import STRETCH, carriers
 from .errors import UsageError
-from .extents import align_down, align_up, pieces
+from .extents import again, align_down, align_up, pieces
 from .interfaces import Sink, Source
 from .models import CopyResult, Extent, Limits
 from .pipeline import transfer
@@ -16,7 +18,7 @@ from .progress import Meter, Reporter
 from .resources import Resources
 from .rewriting import make_durable
 from .sparse import LARGEST_BLOCK, SparseSink, ZeroedSink
-from .tuning import LARGEST_STEP, Tuner
+from .tuning import LARGEST_STEP, Setting, Tuner
 from .units import KiB, MiB
 
 SPARSE_BLOCK = 64 * KiB
@@ -88,10 +90,20 @@ async def copy(
     alignment = max(source.block_size, target.block_size)
     tuner = tuned(options, resources, alignment)
     extents = source.extents() if options.extents else _all_data(0, size)
-    plan = pieces(extents, size=size, piece=lambda: tuner.setting.size, alignment=alignment)
-    async with aclosing(plan):
-        sink = shaped(target, options)
-        await transfer(plan, resources.throttled(source), sink, pool=resources.pool, lanes=tuner, meter=meter)
+    sink = shaped(target, options)
+    piece = piece_size(options, resources, alignment)
+    count = _carrier_count(options, resources)
+    async with carriers(source, target, count=count, block=zero_block(target, options), meter=meter) as threads:
+
+        def longest() -> int:
+            return max(STRETCH, piece) if threads.count else tuner.setting.size
+
+        plan = pieces(extents, size=size, piece=longest, alignment=alignment)
+        async with aclosing(plan):
+            left = await threads.carry(plan, sink, piece=piece, pool=resources.pool)
+            rest = again(left, plan, piece=longest)
+            await transfer(rest, resources.throttled(source), sink, pool=resources.pool, lanes=tuner, meter=meter)
+        setting = Setting(threads.count, piece) if threads.count else tuner.setting
     reporter.enter("committing")
 
     async def rewrite(start: int, end: int) -> None:
@@ -108,11 +120,19 @@ async def copy(
         bytes_read=meter.read,
         bytes_zero=meter.zero,
         durable=durable,
-        requests=tuner.setting.window,
-        request_size=tuner.setting.size,
+        requests=setting.window,
+        request_size=setting.size,
         limited_by=limited_by(meter),
         seconds=time.monotonic() - began,
     )
+
+
+def _carrier_count(options: CopyOptions, resources: Resources) -> int:
+    """Threads that may carry: where nobody said how many requests there are to be, and one connection stays free."""
+    if options.synchronous or options.requests is not None or resources.throttle is not None:
+        return 0
+    processors = max(2, len(os.sched_getaffinity(0)))
+    return min(processors, (options.connections or resources.limits.connections) - 1)
 
 
 def tuned(options: CopyOptions, resources: Resources, alignment: int) -> Tuner:
@@ -132,10 +152,15 @@ def piece_size(options: CopyOptions, resources: Resources, alignment: int) -> in
     return max(alignment, min(options.request_size or _REQUEST_SIZE, align_down(resources.pool.budget, alignment)))
 
 
+def zero_block(target: Sink, options: CopyOptions) -> int:
+    """Bytes of the blocks in which zeros count; 0 if they are written."""
+    return max(options.sparse, target.block_size) if options.sparse else 0
+
+
 def shaped(target: Sink, options: CopyOptions) -> Sink:
     """The target as the options want its zeros treated."""
     sink = ZeroedSink(target) if options.destination_is_zero else target
-    return SparseSink(sink, options.sparse) if options.sparse else sink
+    return SparseSink(sink, zero_block(target, options)) if options.sparse else sink
 
 
 def lane_count(options: CopyOptions, limits: Limits) -> int:

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from .blocking import BlockingSink, Writer
 from .errors import CbtError, NoSpaceError, SourceError, TargetError, TargetRefusedError, UsageError, printable
 from .files import create_file
 from .interfaces import Buffer, GrowingSink, Sink, Source
@@ -341,6 +342,15 @@ class TargetSink:
     async def flush(self) -> bool:
         with _target_errors(self.name):
             return await self.inner.flush()
+
+    @asynccontextmanager
+    async def writers(self, count: int) -> AsyncIterator[list[Writer]]:
+        """As of `BlockingSink`; none, if it is not one. What fails there is met again by `write`."""
+        if isinstance(self.inner, BlockingSink):
+            async with self.inner.writers(count) as writers:
+                yield writers
+        else:
+            yield []
 
 
 class _BoundedSink:

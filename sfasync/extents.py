@@ -122,6 +122,20 @@ async def loads(plan: AsyncIterator[Step], *, most: int) -> AsyncGenerator[list[
         yield together
 
 
+async def again(
+    left: Sequence[Step], plan: AsyncIterator[Step], *, piece: int | Callable[[], int]
+) -> AsyncGenerator[Step, None]:
+    """Steps of a plan that were not done, cut into pieces if they are data, and then what is left of the plan."""
+    for step in left:
+        if step.action is Action.DATA:
+            for part in _cut(step.offset, step.offset + step.length, piece):
+                yield part
+        else:
+            yield step
+    async for step in plan:
+        yield step
+
+
 def _cut(start: int, end: int, piece: int | Callable[[], int]) -> Iterator[Step]:
     while start < end:
         length = piece if isinstance(piece, int) else piece()

@@ -23,7 +23,7 @@ class SparseSink:
 
     def __init__(self, target: Sink, block: int) -> None:
         self._target = target
-        self._block = max(block, target.block_size)
+        self._block = block
         self.size = target.size
         self.block_size = target.block_size
         self.zero = target.zero
@@ -63,6 +63,10 @@ def zero_runs(view: memoryview, offset: int, block: int) -> Iterator[tuple[int, 
         offset: Where they lie on it; blocks are cut there, not in the buffer.
         block: Bytes of a block.
     """
+    first = align_down(offset - 1, block) + block - offset
+    if view and view[0] and 0 not in view[first::block].tobytes():  # no block begins with a zero: none is zero
+        yield 0, len(view), False
+        return
     begin, before = 0, None
     position = 0
     while position < len(view):

@@ -19,13 +19,13 @@ PACKAGE = Path(sfasync.__file__).parent
 # From the inside out; a part imports its own ring and those before it. A new module has to be placed here.
 RINGS = (
     {
-        *("_version", "audit", "buffers", "credentials", "errors", "extents", "files", "interfaces"),
+        *("_version", "audit", "blocking", "buffers", "credentials", "errors", "extents", "files", "interfaces"),
         *("lazy", "leases", "models", "nbd", "progress", "resolvers", "retry", "scattered", "shares", "state"),
         *("tasks", "throttle", "tls", "tracking", "trust", "tuning", "units", "workers"),
     },
     {"pipeline", "platform", "store", "transport"},
     {
-        *("backup", "badblocks", "basis", "config", "conversion", "copying", "destinations", "diskbackup"),
+        *("backup", "badblocks", "basis", "carrying", "config", "conversion", "copying", "destinations", "diskbackup"),
         *("drivers", "endpoints", "engine", "estimate", "jobs", "programs", "qcow2", "recovery", "resources"),
         *("resuming", "restore", "rewriting", "secrets", "sparse", "streaming", "targets"),
     },

@@ -176,6 +176,31 @@ class Session:
             const.REQUEST_MAGIC, command.flags, command.kind, self._cookie, command.offset, command.length
         )
 
+    def usual_reply(self, command: Command) -> bytes:
+        """The header that the reply to a read or write that was sent has if all is well, all bytes of a read at once.
+
+        If these very bytes come while nothing else is under way, the payload of a read may be received by the driver,
+        who says `fulfilled` then, instead of by `next_buffer` and `received`.
+        """
+        if not self._structured:
+            return wire.SIMPLE_REPLY.pack(const.SIMPLE_REPLY_MAGIC, 0, command.cookie)
+        if command.kind != const.CMD_READ:
+            kind, length, rest = const.REPLY_TYPE_NONE, 0, b""
+        else:
+            kind, length = const.REPLY_TYPE_OFFSET_DATA, wire.OFFSET_DATA.size + command.length
+            rest = wire.OFFSET_DATA.pack(command.offset)
+        return (
+            wire.STRUCTURED_REPLY.pack(
+                const.STRUCTURED_REPLY_MAGIC, const.REPLY_FLAG_DONE, kind, command.cookie, length
+            )
+            + rest
+        )
+
+    def fulfilled(self, command: Command) -> None:
+        """The usual reply has come, and all its payload; for a command that is alone in flight."""
+        self._finish(command)
+        self._finished.clear()
+
     def abandon(self, command: Command) -> None:
         """Stop waiting for a command that was sent: its reply is read and dropped.
 

@@ -22,6 +22,7 @@ from ..models import ExportAddress, Timeouts
 from ..nbd import const, wire
 from ..nbd.handshake import ExportInfo, opening
 from ..nbd.session import Command, Session, State
+from .line import TICK, Line
 from .negotiation import negotiate
 from .stream import Stream
 
@@ -97,6 +98,8 @@ class Connection:
 
         self._progress = self._loop.time()  # when a byte last came or left
         self._unsent = 0
+        self._lent: Line | None = None
+        self._aborted: SfasyncError | None = None  # why it ends when it is back
         self._watchdog: asyncio.TimerHandle | None = None
         self._leave_timer: asyncio.TimerHandle | None = None
         stream.receiver = self
@@ -109,7 +112,7 @@ class Connection:
 
     @property
     def alive(self) -> bool:
-        return self.failure is None and not self._closing and not self._stream.ended
+        return self.failure is None and self._aborted is None and not self._closing and not self._stream.ended
 
     @property
     def load(self) -> int:
@@ -138,6 +141,7 @@ class Connection:
             if failure is None:
                 failure = ConnectionLostError(f"{self.name}: the connection is closed")
             raise type(failure)(str(failure), offset=command.offset, length=command.length)
+        assert self._lent is None, f"{self!r}: a thread has it"
         command.on_done = on_done
         self._queue.append(command)
         if not self._corked:
@@ -166,6 +170,50 @@ class Connection:
         if self._session.abandoned > _MAX_ABANDONED:
             self.abort(DeadlineError(f"{self.name}: more than {_MAX_ABANDONED} abandoned requests are unanswered"))
 
+    # --- for a thread ---
+
+    @property
+    def lent(self) -> bool:
+        """Whether a thread has it."""
+        return self._lent is not None
+
+    def lend(self, *, most: int, on_write: Callable[[int, int], None]) -> Line:
+        """Let one thread drive it until `take_back`, which comes whatever happens; nothing may be under way.
+
+        Meanwhile nothing can be submitted, and its end waits until it is back.
+
+        Args:
+            most: Bytes of one request.
+            on_write: Told of ranges (start, end) that the server acknowledged, on the loop.
+        """
+        assert self.alive and not self.load and not self._stream.paused and self._lent is None, f"{self!r} was lent"
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+        descriptor, tls, ciphertext = self._stream.lend(TICK)
+        self._lent = Line(
+            descriptor,
+            self._session,
+            tls=tls,
+            ciphertext=ciphertext,
+            name=self.name,
+            timeouts=self._timeouts,
+            most=most,
+            on_write=on_write,
+        )
+        return self._lent
+
+    def take_back(self) -> None:
+        """The thread has left it."""
+        line, self._lent = self._lent, None
+        assert line is not None, f"{self!r} was not lent"
+        line.settle()
+        self._stream.take_back(line.descriptor)
+        self._progress = self._loop.time()
+        failure = line.failure or self._aborted
+        if failure is not None:
+            self.abort(failure)
+
     # --- the end ---
 
     async def aclose(self) -> None:
@@ -175,7 +223,9 @@ class Connection:
         """
         deadline = self._loop.time() + self._timeouts.close
         try:
-            if not self._closing:
+            if self._lent is not None:
+                self.abort()
+            elif not self._closing:
                 self._closing = True
                 await self._drain()
                 if not self._stream.paused:
@@ -202,8 +252,14 @@ class Connection:
 
     def abort(self, error: SfasyncError | None = None) -> None:
         """End the connection now, without a word; its commands fail, with `error` if that is given. Idempotent."""
-        if not self._closed.done():
-            self._stream.abort(error or ConnectionLostError(f"{self.name}: the connection was aborted"))
+        if self._closed.done():
+            return
+        error = error or ConnectionLostError(f"{self.name}: the connection was aborted")
+        if self._lent is None:
+            self._stream.abort(error)
+        else:
+            self._aborted = self._aborted or error
+            self._lent.stop()
 
     # --- for the stream ---
 

@@ -139,10 +139,17 @@ class Connections:
         """
         alive = self._alive()
         if not alive:
-            return None if self._replacing is not None else self._all[-1]
+            if self._replacing is not None:
+                return None
+            return next(connection for connection in reversed(self._all) if not connection.lent)
         if self._crowded(suspect):
             return None
         return alive[0] if len(alive) == 1 else min(alive, key=_load)
+
+    def spare(self, count: int) -> list[Connection]:
+        """Up to `count` living connections that have nothing to do, beyond one that stays for others."""
+        idle = [connection for connection in self._all if connection.alive and not connection.lent]
+        return [connection for connection in idle[1:] if not connection.load][:count]
 
     def only(self, connection: Connection) -> Choose:
         """Gives this connection and no other, dead or alive."""
@@ -153,8 +160,11 @@ class Connections:
         return choose
 
     def _crowded(self, suspect: bool) -> bool:
-        """Whether there is a suspect, and something in flight that would be mistaken for it or suffer with it."""
-        return self._suspects > 0 and (not suspect or any(connection.busy for connection in self._all))
+        """Whether there is a suspect, and something in flight that would be mistaken for it or suffer with it.
+
+        What a thread does on its connection is no business of a suspect: its loss is not counted here.
+        """
+        return self._suspects > 0 and (not suspect or any(one.busy for one in self._all if not one.lent))
 
     def each(self) -> list[Connection]:
         """All connections, dead ones included, oldest first."""
@@ -192,10 +202,10 @@ class Connections:
         self._expected = count
         self._joining = asyncio.get_running_loop().create_task(self._join(count))
 
-    async def joined(self) -> None:
-        """Wait until no further connection is being opened. Cancelling leaves them to it."""
+    async def joined(self, timeout: float | None = None) -> None:
+        """Wait until no further connection is being opened, or for so many seconds. Cancelling leaves them to it."""
         if self._joining is not None:
-            await asyncio.wait([self._joining])
+            await asyncio.wait([self._joining], timeout=timeout)
 
     async def aclose(self) -> None:
         """Close all; requests under way fail. Idempotent. Cancelling aborts."""
@@ -268,7 +278,7 @@ class Connections:
             self._begin_replacing()
         if self.failure is not None:
             raise type(self.failure)(str(self.failure)) from self.failure.__cause__
-        return alive
+        return [connection for connection in alive if not connection.lent]
 
     def _begin_replacing(self) -> None:
         """Open a connection in place of a lost one, unless it was lost for what another one would suffer too."""

@@ -9,11 +9,14 @@ What fails is asked again by `Call`; a range that keeps failing is narrowed down
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
+from ..blocking import Reader, Writer
 from ..errors import (
     ExportError,
     RequestError,
@@ -32,6 +35,7 @@ from .block_status import BlockStatus
 from .call import Call, Failure
 from .connection import Connection
 from .connections import LOST, Choose, Connections, Recipe
+from .line import Line
 from .survey import Survey
 
 _ZEROS: Final = memoryview(bytes(1 << 20))
@@ -41,6 +45,9 @@ _ZERO_PIECE: Final = 128 << 20
 
 _ZERO_WINDOW: Final = 512 << 20
 """Bytes of such requests in flight."""
+
+_SOON: Final = 0.1
+"""Seconds that threads wait for their connections: for them there have to be several, and a near server."""
 
 _SECTOR: Final = 512
 """Bytes to which a range that cannot be read is narrowed down, where the server takes such blocks."""
@@ -458,6 +465,38 @@ class Export:
 
     async def _ask(self, command: Command) -> None:
         await self._run(self._one(command))
+
+    # --- for threads ---
+
+    @asynccontextmanager
+    async def readers(self, count: int) -> AsyncIterator[list[Reader]]:
+        """Up to `count` connections, each for one thread to read, for the time of the block; one is always left.
+
+        They come as they are: what fails is not repeated, and calls of the export go on meanwhile over the others.
+        """
+        await self._connections.joined(_SOON)
+        with self._lines(count) as lines:
+            yield list(lines)
+
+    @asynccontextmanager
+    async def writers(self, count: int) -> AsyncIterator[list[Writer]]:
+        """As `readers`, to be written."""
+        await self._connections.joined()
+        with self._lines(0 if self.read_only else count) as lines:
+            yield list(lines)
+
+    @contextmanager
+    def _lines(self, count: int) -> Iterator[list[Line]]:
+        with ExitStack() as lent:
+            lines = []
+            for connection in self._connections.spare(count):
+                lines.append(connection.lend(most=self._payload, on_write=partial(self._wrote, connection)))
+                lent.callback(connection.take_back)
+            yield lines
+
+    def _wrote(self, connection: Connection, start: int, end: int) -> None:
+        if self._retry.outage:
+            self._durability.acknowledged(connection, start, end, durable=False)
 
     # --- the end ---
 

@@ -16,11 +16,12 @@ import stat
 import struct
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ..blocking import Reader, Writer
 from ..errors import (
     NoSpaceError,
     SfasyncError,
@@ -155,6 +156,11 @@ class FileSource(_File):
                 yield extent
                 offset = extent.end
 
+    @asynccontextmanager
+    async def readers(self, count: int) -> AsyncIterator[list[Reader]]:
+        """`count` ends, each for one thread to read, for the time of the block."""
+        yield [_FileReader(self) for _ in range(count)]
+
     def _read(self, offset: int, buffer: memoryview) -> None:
         with self._errors(SourceError, "read", offset, len(buffer)):
             count = read_at(self._fds[0], offset, buffer)
@@ -263,6 +269,11 @@ class FileSink(_File):
         await self._workers.run_to_end(self._flush)
         return True
 
+    @asynccontextmanager
+    async def writers(self, count: int) -> AsyncIterator[list[Writer]]:
+        """`count` ends, each for one thread to write, for the time of the block."""
+        yield [_FileWriter(self) for _ in range(count)]
+
     def _check(self, offset: int, length: int) -> None:
         self._check_range(offset, length)
         if offset % PAGE or (length % PAGE and offset + length != self._size):
@@ -301,6 +312,48 @@ class FileSink(_File):
             raise failure from error
 
 
+class _FileEnd:
+    """A file in the hands of one thread, whose calls are not interrupted."""
+
+    def __init__(self) -> None:
+        self.waited = 0.0
+
+    def settle(self) -> None:
+        """Nothing to tell."""
+
+    def stop(self) -> None:
+        """Nothing to do: no call waits for a peer."""
+
+
+class _FileReader(_FileEnd):
+    def __init__(self, file: FileSource) -> None:
+        super().__init__()
+        self._file = file
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        began = time.perf_counter()
+        self._file._check_range(offset, len(buffer))
+        self._file._read(offset, buffer)
+        self.waited += time.perf_counter() - began
+
+
+class _FileWriter(_FileEnd):
+    def __init__(self, file: FileSink) -> None:
+        super().__init__()
+        self._file = file
+
+    def write(self, offset: int, data: Buffer) -> None:
+        began = time.perf_counter()
+        self._file._check(offset, len(data))
+        self._file._write(offset, data)
+        self.waited += time.perf_counter() - began
+
+
+class _NullWriter(_FileEnd):
+    def write(self, offset: int, data: Buffer) -> None:
+        """Nothing to do."""
+
+
 class NullSink:
     """``null:`` takes everything and keeps nothing; for measuring a source."""
 
@@ -331,6 +384,11 @@ class NullSink:
     async def flush(self) -> bool:
         """True: there is nothing that could be lost."""
         return True
+
+    @asynccontextmanager
+    async def writers(self, count: int) -> AsyncIterator[list[Writer]]:
+        """`count` ends, each for one thread."""
+        yield [_NullWriter() for _ in range(count)]
 
 
 async def _opened(

@@ -1,0 +1,231 @@
+"""Threads that carry: the part of a copy between ends that answer at once.
+
+Each thread has an end of the source and one of the target (`blocking`) and moves a stretch of the plan piece by piece,
+without the event loop, which hears of whole stretches only::
+
+    thread 1   read write read write read write ...      one piece after another, from cache to cache
+    thread 2      read write read write read write ...
+    loop       stretch            stretch                progress, zeros, cancellation
+
+That is the quickest way to move bytes as long as nobody has to wait. Where answers take their time, many requests have
+to be under way, and where something fails, it has to be asked again: both are the pipeline's, to which everything that
+is left is given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final, NamedTuple
+
+from .blocking import BlockingSink, BlockingSource, Reader, Writer
+from .buffers import BufferPool, Slot
+from .errors import SfasyncError
+from .extents import Action, Step
+from .interfaces import Sink, Source
+from .progress import Meter
+from .sparse import zero_runs
+from .tasks import run_all
+from .units import MiB
+from .workers import Workers, settled
+
+_logger = logging.getLogger(__name__)
+
+STRETCH: Final = 16 * MiB
+"""Bytes that a thread moves between two words with the loop."""
+
+_SHORT: Final = 0.001
+"""Seconds that an end that answers at once may take now and then, when the machine is busy."""
+
+_PATIENCE: Final = 0.03
+"""Seconds of longer waits, one after another, after which an end is far away."""
+
+_WAITS: Final = 3
+"""How many of them there are at least."""
+
+_WAITING: Final = 0.75
+"""Part of the time that they take: where the machine is busy, everything else takes longer too."""
+
+
+class _Moved(NamedTuple):
+    """What a thread has done of a stretch."""
+
+    end: int
+    zeros: list[tuple[int, int]]  # read as zeros, and not written
+    reading: float  # seconds
+    writing: float
+
+
+class _Hand:
+    """One thread's pair of ends.
+
+    Args:
+        reader, writer: The ends.
+        block: Zeros count where they fill a block of so many bytes of the disk; 0 to write them.
+
+    Attributes:
+        far: Whether the other side lets us wait again and again.
+    """
+
+    def __init__(self, reader: Reader, writer: Writer, block: int) -> None:
+        self.far = False
+        self._reader = reader
+        self._writer = writer
+        self._block = block
+        self._waits = 0  # longer ones, one after another
+        self._waited = 0.0  # what they took together
+        self._taken = 0.0  # and all pieces with them
+        self._stopped = False
+
+    def move(self, step: Step, view: memoryview) -> _Moved:
+        """Move a stretch through the memory of one piece, up to its end, the first failure or `stop`; in a thread."""
+        position, end = step.offset, step.offset + step.length
+        zeros: list[tuple[int, int]] = []
+        reading = writing = 0.0
+        try:
+            while position < end and not self._stopped and not self.far:
+                with view[: end - position] as piece:
+                    waited = self._reader.waited + self._writer.waited
+                    began = time.perf_counter()
+                    self._reader.read_into(position, piece)
+                    read = time.perf_counter()
+                    found = self._write(position, piece)
+                    written = time.perf_counter()
+                    zeros += found
+                    position += len(piece)
+                reading += read - began
+                writing += written - read
+                self._judge(self._reader.waited + self._writer.waited - waited, written - began)
+        except SfasyncError as error:
+            _logger.info("a thread of the copy stops at %d: %s", position, error)  # the pipeline meets it again
+        return _Moved(position, zeros, reading, writing)
+
+    def stop(self) -> None:
+        """End `move` soon; called on the loop."""
+        self._stopped = True
+        self._reader.stop()
+        self._writer.stop()
+
+    def settle(self) -> None:
+        self._writer.settle()
+
+    def _write(self, offset: int, piece: memoryview) -> list[tuple[int, int]]:
+        """Write what is not zero; returns the ranges of the disk that are."""
+        if not self._block:
+            self._writer.write(offset, piece)
+            return []
+        zeros = []
+        for start, end, zero in zero_runs(piece, offset, self._block):
+            if zero:
+                zeros.append((offset + start, offset + end))
+            else:
+                with piece[start:end] as part:
+                    self._writer.write(offset + start, part)
+        return zeros
+
+    def _judge(self, waited: float, taken: float) -> None:
+        """Take note of the seconds that a piece took, and of those among them that an end let it wait."""
+        if waited < _SHORT:
+            self._waits, self._waited, self._taken = 0, 0.0, 0.0
+            return
+        self._waits += 1
+        self._waited += waited
+        self._taken += taken
+        self.far = self._waits >= _WAITS and self._waited > max(_PATIENCE, self._taken * _WAITING)
+
+
+class Carriers:
+    """The threads of one copy; made by `carriers`.
+
+    Attributes:
+        count: How many carry; 0 where there is nothing for them to do, or no longer.
+    """
+
+    def __init__(self, hands: list[_Hand], workers: Workers, meter: Meter) -> None:
+        self.count = len(hands)
+        self._hands = hands
+        self._workers = workers
+        self._meter = meter
+        self._turn = asyncio.Lock()  # an async generator takes one caller at a time
+        self._left: list[Step] = []
+
+    async def carry(self, plan: AsyncIterator[Step], sink: Sink, *, piece: int, pool: BufferPool) -> list[Step]:
+        """Carry out a plan of DATA and ZERO for as long as all goes well.
+
+        Args:
+            plan: What to do, in stretches; closed by the caller.
+            sink: Takes zeros.
+            piece: Bytes moved at once.
+            pool: Gives the memory, a piece for each thread.
+
+        Returns:
+            What was begun and is not done. If there is anything, the plan may not be at its end either.
+
+        Raises:
+            SfasyncError: The plan or a `zero` failed; with `disk` set. Cancelling leaves no read or write behind.
+        """
+
+        async def lane(hand: _Hand) -> None:
+            while not self._left:
+                async with self._turn:
+                    step = await anext(plan, None)
+                if step is None:
+                    return
+                if step.action is Action.ZERO:
+                    await sink.zero(step.offset, step.length)
+                    self._meter.zero += step.length
+                else:
+                    slot = await pool.acquire(min(piece, step.length))
+                    for start, end in await self._move(hand, step, slot):
+                        await sink.zero(start, end - start)
+                self._meter.changed()
+
+        try:
+            await run_all(lane(hand) for hand in self._hands)
+        except SfasyncError as error:
+            error.disk = error.disk or self._meter.id
+            raise
+        return self._left
+
+    async def _move(self, hand: _Hand, step: Step, slot: Slot) -> list[tuple[int, int]]:
+        """Let a thread move a stretch; returns the ranges in it that have to be made zero."""
+        assert step.action is Action.DATA and not step.zeros, f"{step} in the plan of a copy"
+        try:
+            moved = await settled(self._workers.submit(hand.move, step, slot.view), stop=hand.stop)
+        finally:
+            slot.release()
+            hand.settle()
+        length = moved.end - step.offset
+        self._meter.read += length
+        self._meter.written += length
+        self._meter.seconds["read"] += moved.reading
+        self._meter.seconds["write"] += moved.writing
+        if length < step.length:
+            self.count = 0
+            self._left.append(step._replace(offset=moved.end, length=step.length - length))
+        return moved.zeros
+
+
+@asynccontextmanager
+async def carriers(source: Source, target: Sink, *, count: int, block: int, meter: Meter) -> AsyncIterator[Carriers]:
+    """Threads for a copy, for the time of the block.
+
+    Args:
+        source: Read.
+        target: Written.
+        count: How many; none come where there would be fewer than two, or an end is not for threads.
+        block: As of `SparseSink`.
+        meter: Counts what is done.
+    """
+    async with AsyncExitStack() as ends:
+        hands: list[_Hand] = []
+        if count > 1 and isinstance(source, BlockingSource) and isinstance(target, BlockingSink):
+            readers = await ends.enter_async_context(source.readers(count))
+            writers = await ends.enter_async_context(target.writers(len(readers)))
+            hands = [_Hand(reader, writer, block) for reader, writer in zip(readers, writers, strict=False)]
+        workers = Workers(max(1, len(hands)), "sfasync-carrier")
+        ends.callback(workers.close)
+        yield Carriers(hands if len(hands) > 1 else [], workers, meter)

@@ -1,0 +1,229 @@
+"""Copies that threads carry: every byte, what is left to the pipeline, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from sfasync import DeadlineError, Engine, Limits, Retry, SourceError, TargetError, Timeouts
+from sfasync.transport.export import open_export
+from sfasync.units import KiB, MiB
+
+from .support.images import same_content
+from .support.resetting import resetting
+from .support.servers import nbdkit, qemu_nbd
+
+SIZE = 40 * MiB + 12 * KiB
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, a hole, zeros that are written, and data that begins with zeros."""
+    path = tmp_path_factory.mktemp("images") / "source.raw"
+    source = random.Random(5)
+    with path.open("wb") as file:
+        file.write(source.randbytes(17 * MiB))
+        file.seek(20 * MiB)
+        file.write(bytes(2 * MiB) + bytes(100) + source.randbytes(9 * MiB))
+        file.truncate(SIZE)
+        file.seek(SIZE - 5)
+        file.write(b"ended")
+    return path
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No end is far away, and all connections are awaited, however busy the machine is."""
+    monkeypatch.setattr("sfasync.transport.export._SOON", 5.0)
+    monkeypatch.setattr("sfasync.carrying._PATIENCE", float("inf"))
+
+
+def empty(path: Path) -> Path:
+    with path.open("wb") as file:
+        file.truncate(SIZE)
+    return path
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+@pytest.mark.usefixtures("patient")
+async def test_from_an_export(image: Path, tmp_path: Path, certificates: Path, secure: bool) -> None:
+    with nbdkit("file", image, tls=certificates if secure else None) as server:
+        async with Engine() as engine:
+            result = await engine.copy(server.uri, tmp_path / "copy.raw")
+    assert same_content(image, tmp_path / "copy.raw")
+    assert (result.size, result.bytes_read + result.bytes_zero) == (SIZE, SIZE)
+    assert result.bytes_read < SIZE - MiB  # the hole was not
+    assert result.requests in (2, 3)  # threads, each with one
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+@pytest.mark.usefixtures("patient")
+async def test_to_an_export(image: Path, tmp_path: Path, certificates: Path, secure: bool) -> None:
+    target = tmp_path / "target.raw"
+    target.write_bytes(b"\xff" * SIZE)
+    with nbdkit("file", target, tls=certificates if secure else None) as server:
+        async with Engine() as engine:
+            result = await engine.copy(image, server.uri, extents=False)
+    assert same_content(image, target)
+    assert (result.bytes_read, result.requests in (2, 3), result.durable) == (SIZE, True, True)
+
+
+@pytest.mark.usefixtures("patient")
+async def test_from_one_export_to_another(image: Path, tmp_path: Path) -> None:
+    target = empty(tmp_path / "target.raw")
+    with nbdkit("file", image) as source, qemu_nbd(target) as server:
+        async with Engine() as engine:
+            result = await engine.copy(source.uri, server.uri, destination_is_zero=True)
+    assert same_content(image, target)
+    assert result.requests in (2, 3)
+
+
+@pytest.mark.usefixtures("patient")
+async def test_requests_are_no_larger_than_the_server_takes(image: Path, tmp_path: Path) -> None:
+    """The policy filter refuses what is larger, and on other boundaries."""
+    limits = ("blocksize-minimum=4K", "blocksize-preferred=4K", "blocksize-maximum=64K", "blocksize-error-policy=error")
+    with nbdkit("file", image, *limits, filters=("blocksize-policy",)) as server:
+        async with Engine() as engine:
+            result = await engine.copy(server.uri, tmp_path / "copy.raw")
+    assert same_content(image, tmp_path / "copy.raw")
+    assert result.requests in (2, 3)
+
+
+async def test_a_server_that_is_far_away_is_left_to_the_pipeline(image: Path, tmp_path: Path) -> None:
+    with nbdkit("file", image, "rdelay=40ms", filters=("delay",)) as server:
+        async with Engine() as engine:
+            result = await engine.copy(server.uri, tmp_path / "copy.raw")
+    assert same_content(image, tmp_path / "copy.raw")
+    assert result.requests > 3
+
+
+@pytest.mark.parametrize("options", [{"requests": 2}, {"synchronous": True}, {"connections": 2}])
+async def test_who_says_how_many_requests_gets_them(image: Path, options: dict[str, int]) -> None:
+    with nbdkit("file", image) as server:
+        async with Engine() as engine:
+            result = await engine.copy(server.uri, "null:", **options)  # type: ignore[arg-type]  # one for all cases
+    assert result.requests == {"requests": 8, "synchronous": 1}.get(next(iter(options)), result.requests)
+    assert result.bytes_read + result.bytes_zero == SIZE
+
+
+async def test_what_a_server_refuses_now_and_then_is_asked_for_again(image: Path, tmp_path: Path) -> None:
+    with nbdkit("file", image, "error-pread=EIO", "error-pread-rate=20%", filters=("error",)) as server:
+        async with Engine(retry=Retry(attempts=12)) as engine:
+            await engine.copy(server.uri, tmp_path / "copy.raw", extents=False)
+    assert same_content(image, tmp_path / "copy.raw")
+
+
+async def test_a_bad_block_is_named(image: Path, tmp_path: Path) -> None:
+    script = (
+        'case "$1" in get_size) stat -Lc %s "$image";; '
+        "can_multi_conn) exit 0;; "
+        'pread) if [ $4 -le 30000128 ] && [ $(($4 + $3)) -gt 30000128 ]; then echo "EIO bad" >&2; exit 1; fi; '
+        'dd if="$image" iflag=skip_bytes,count_bytes skip=$4 count=$3 status=none;; *) exit 2;; esac'
+    )
+    plugin = tmp_path / "plugin"
+    plugin.write_text(f"#!/bin/sh\nimage={image}\n{script}\n")
+    plugin.chmod(0o755)
+    with nbdkit("sh", plugin) as server:
+        async with Engine(retry=Retry(attempts=2)) as engine:
+            with pytest.raises(SourceError) as failure:
+                await engine.copy(server.uri, "null:")
+    assert failure.value.offset is not None
+    assert failure.value.length is not None
+    assert failure.value.offset <= 30000128 < failure.value.offset + failure.value.length <= failure.value.offset + 512
+
+
+async def test_lost_connections_are_replaced(image: Path, tmp_path: Path) -> None:
+    with nbdkit("file", image, "--threads=1", tcp=True) as server, resetting(server, every=7 * MiB, most=4) as proxy:
+        async with Engine(retry=Retry(delay=0.01)) as engine:
+            await engine.copy(proxy.uri, tmp_path / "copy.raw", extents=False)
+    assert same_content(image, tmp_path / "copy.raw")
+    assert proxy.resets == 4
+
+
+async def test_lost_writes_are_written_again(image: Path, tmp_path: Path) -> None:
+    """A connection that is lost takes what it wrote along, as far as anybody knows."""
+    target = empty(tmp_path / "target.raw")
+    with nbdkit("file", target, "--threads=1", tcp=True) as server, resetting(server) as proxy:
+
+        async def interfere() -> None:
+            while target.stat().st_blocks < 4 * MiB // 512:
+                await asyncio.sleep(0.001)
+            proxy.reset()
+
+        async with Engine(retry=Retry(delay=0.01)) as engine:
+            interference = asyncio.ensure_future(interfere())
+            await engine.copy(image, proxy.uri, extents=False, request_size=64 * KiB)
+            await interference
+    assert same_content(image, target)
+    assert proxy.resets > 0
+
+
+async def test_a_full_disk_ends_it(image: Path, tmp_path: Path) -> None:
+    with nbdkit("memory", str(SIZE), "error-pwrite=ENOSPC", "error-pwrite-rate=100%", filters=("error",)) as server:
+        async with Engine() as engine:
+            with pytest.raises(TargetError, match="ENOSPC"):
+                await engine.copy(image, server.uri)
+
+
+async def test_cancelling_is_prompt_and_polite(image: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Requests under way are answered before the connections are closed: no server sees one break off."""
+    caplog.set_level(logging.INFO)
+    with nbdkit("pattern", "100G") as server:
+        async with Engine() as engine:
+            handle = engine.start_copy(server.uri, "null:", extents=False)
+            while not handle.progress().read:
+                await asyncio.sleep(0.005)
+            began = time.monotonic()
+            handle.cancel()
+            await handle.ended()
+            assert time.monotonic() - began < 2
+        assert "ECONNRESET" not in server.log.read_text()
+        assert "reset by peer" not in server.log.read_text()
+        async with await open_export(server.uri) as export:
+            assert export.size == 100 << 30
+
+
+@pytest.mark.parametrize("direction", ["read", "write"])
+async def test_a_server_that_hangs_does_not_hold_up_a_cancellation(image: Path, direction: str) -> None:
+    with nbdkit("memory", "64M") as server:
+        async with Engine() as engine:
+            async with asyncio.timeout(30):
+                ends = (server.uri, "null:") if direction == "read" else (image, server.uri)
+                handle = engine.start_copy(*ends, extents=False, request_size=32 * MiB)
+                await asyncio.sleep(0)
+                os.kill(server.pid, signal.SIGSTOP)
+                try:
+                    await asyncio.sleep(0.3)
+                    handle.cancel()
+                    await handle.ended()
+                finally:
+                    os.kill(server.pid, signal.SIGCONT)
+
+
+async def test_a_server_that_hangs_is_given_up() -> None:
+    with nbdkit("pattern", "100G") as server:
+        timeouts = Timeouts(stall=0.6, request=5, close=0.2)
+        async with Engine(timeouts=timeouts, retry=Retry(outage=0.0)) as engine:
+            handle = engine.start_copy(server.uri, "null:", extents=False)
+            while not handle.progress().read:
+                await asyncio.sleep(0.005)
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                with pytest.raises(DeadlineError, match="no byte"):
+                    await handle.result()
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+
+
+async def test_with_little_memory(image: Path, tmp_path: Path) -> None:
+    with nbdkit("file", image) as server:
+        async with Engine(limits=Limits(memory=16 * MiB)) as engine:
+            await engine.copy(server.uri, tmp_path / "copy.raw", request_size=16 * MiB)
+    assert same_content(image, tmp_path / "copy.raw")
