@@ -8,7 +8,9 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,8 +46,13 @@ def modules() -> Iterator[tuple[str, Path]]:
         yield (name.removesuffix(".__init__"), path)
 
 
-def imports(name: str, path: Path) -> Iterator[str]:
+@cache
+def imports(name: str, path: Path) -> tuple[str, ...]:
     """What a module imports, wherever in it: ``asyncio``, or ``sfasync.store.packs`` for its own package."""
+    return tuple(_imports(name, path))
+
+
+def _imports(name: str, path: Path) -> Iterator[str]:
     package = ["sfasync", *name.split(".")]
     if path.name != "__init__.py" or name == "__init__":
         package.pop()
@@ -97,10 +104,17 @@ EXTRAS = {  # by the beginning of a module's name; others have to do with what e
 }
 
 
+@cache
+def described() -> dict[str, Any]:
+    """What the package says of itself to installers."""
+    project: dict[str, Any] = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    return project
+
+
 @pytest.mark.parametrize(("name", "path"), list(modules()), ids=[name for name, _ in modules()])
 def test_what_is_imported_is_what_an_installation_has(name: str, path: Path) -> None:
     """The tests' own environment has more, which hides what a user would miss."""
-    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    project = described()
     extra = next((extra for prefix, extra in EXTRAS.items() if f"{name}.".startswith(f"{prefix}.")), None)
     required = [*project["dependencies"], *project["optional-dependencies"].get(extra, ())]
     # A distribution is called after its package here, or after a part of it, as `qemu.qmp`.
