@@ -20,6 +20,7 @@ from typing import Any, Protocol, Self
 
 from ..interfaces import Buffer
 from .scratch import Scratch
+from .tree import is_zero
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -49,8 +50,8 @@ class Codec(Protocol):
         """
         ...
 
-    def gives_back(self, frame: Buffer, data: Buffer) -> bool:
-        """Whether a frame decompresses to the data; errors as of `decompress`."""
+    def gives_back(self, frame: Buffer, data: Buffer, *, before: int = 0, after: int = 0) -> bool:
+        """Whether a frame decompresses to `before` zeros, the data and `after` zeros; errors as of `decompress`."""
         ...
 
     def decompress(self, frame: Buffer, buffer: memoryview) -> None:
@@ -87,9 +88,10 @@ class Portable:
         except CompressionError as error:
             raise _failure(str(error)) from error
 
-    def gives_back(self, frame: Buffer, data: Buffer) -> bool:
+    def gives_back(self, frame: Buffer, data: Buffer, *, before: int = 0, after: int = 0) -> bool:
+        content = self._content(frame, before + len(data) + after)
         # `startswith` takes any buffer and is one memcmp; comparing a memoryview goes element by element.
-        return self._content(frame, len(data)).startswith(data)
+        return content.startswith(data, before) and _are_zeros(content, before, after)
 
     def decompress(self, frame: Buffer, buffer: memoryview) -> None:
         buffer[:] = self._content(frame, len(buffer))
@@ -137,12 +139,12 @@ class Direct:
             length = library.compress(self._compression, target.address, target.length, source.address, source.length)
         return frame[: library.checked(length)]
 
-    def gives_back(self, frame: Buffer, data: Buffer) -> bool:
-        content = self._content.take(len(data))
+    def gives_back(self, frame: Buffer, data: Buffer, *, before: int = 0, after: int = 0) -> bool:
+        content = self._content.take(before + len(data) + after)
         self.decompress(frame, content)
         with _Memory(content) as found, _Memory(data) as wanted:
-            difference: int = self._library.compare(found.address, wanted.address, wanted.length)
-        return difference == 0
+            difference: int = self._library.compare(found.address + before, wanted.address, wanted.length)
+        return difference == 0 and _are_zeros(content, before, after)
 
     def decompress(self, frame: Buffer, buffer: memoryview) -> None:
         library = self._library
@@ -157,6 +159,12 @@ class Direct:
             )
             if library.checked(length) != target.length:
                 raise _not_one_frame(target.length)
+
+
+def _are_zeros(content: Buffer, first: int, last: int) -> bool:
+    """Whether so many bytes at both ends are zeros."""
+    view = memoryview(content)
+    return is_zero(view[:first]) and is_zero(view[len(view) - last :])
 
 
 def _check_size(claimed: int | None, length: int) -> None:

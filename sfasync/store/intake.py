@@ -114,13 +114,13 @@ class Intake:
             self._own.update((int(kind), *blob) for blob in new)
         return new
 
-    def put(self, kind: BlobKind, name: bytes, data: Buffer) -> Stored:
-        """Store a blob that was claimed; arguments and errors as of `add`."""
+    def put(self, kind: BlobKind, name: bytes, data: Buffer, *, before: int = 0, after: int = 0) -> Stored:
+        """Store a blob that was claimed: so many zeros, the data, and zeros again. Otherwise as of `add`."""
         try:
-            sealed = seal(data)
+            sealed = seal(data, before=before, after=after)
             began = time.perf_counter()
             class_ = PackClass.DATA if kind == BlobKind.CHUNK else PackClass.META
-            self._lines[class_].append(kind, name, len(data), sealed)
+            self._lines[class_].append(kind, name, before + len(data) + after, sealed)
         except BaseException as error:
             self.fail(error)
             raise

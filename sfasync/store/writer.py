@@ -1,7 +1,8 @@
 """One disk of a backup under construction: each chunk is one call in one worker thread, and so are several sparse ones.
 
-A sparse chunk is laid out in memory of the thread, which stays in its cache: only its data is copied there, and made
-zero again. What several chunks need of the index, they ask for at once.
+The leaves of a sparse chunk that have data are laid out in memory of the thread, which stays in its cache: the data is
+copied there, and made zero again. Nothing is done with the others. What several chunks need of the index, they ask for
+at once.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from ..errors import CbtError, StateError, UsageError
+from ..extents import align_down, align_up
 from ..interfaces import Buffer, SparseChunk
 from ..models import DiskStatistics, Extent
 from ..workers import Workers
@@ -21,7 +24,7 @@ from .journal import DiskNotes
 from .pages import PageBuilder, TreeReader
 from .resume import Remains
 from .seal import BlobKind
-from .tree import ZERO, ZEROS, Geometry, content_digest, disk_digest, is_zero
+from .tree import LEAF, ZERO, ZEROS, Geometry, content_digest, disk_digest, is_zero
 
 _ZEROS_NOTED = 256
 
@@ -227,8 +230,8 @@ class ChunkWriter:
         began = time.perf_counter()
         digests = []
         for chunk in chunks:
-            with _laid_out(chunk) as view:
-                digests.append(_digest(view))
+            with _laid_out(chunk) as (data, before, after):
+                digests.append(content_digest(data, before=before, after=after))
         blobs = [(digest, chunk.length) for chunk, digest in zip(chunks, digests, strict=True)]
         new = self._intake.claim(BlobKind.CHUNK, [blob for blob in blobs if blob[0] != ZERO])
         finished: list[_Finished] = []
@@ -237,8 +240,8 @@ class ChunkWriter:
                 stored = ALREADY_THERE
                 if (digest, length) in new:
                     new.remove((digest, length))
-                    with _laid_out(chunk) as view:
-                        stored = self._intake.put(BlobKind.CHUNK, digest, view)
+                    with _laid_out(chunk) as (data, before, after):
+                        stored = self._intake.put(BlobKind.CHUNK, digest, data, before=before, after=after)
                 finished.append((chunk.offset, length, digest, stored, note))
         except BaseException as error:
             self._intake.fail(error)  # others may rely on what is not stored
@@ -386,19 +389,35 @@ def _digest(chunk: memoryview) -> bytes:
     return ZERO if is_zero(chunk) else content_digest(chunk)
 
 
+class _Inner(NamedTuple):
+    """What of a chunk is not known to be zeros.
+
+    Attributes:
+        data: Whole leaves, or up to the end of the chunk.
+        before, after: So many zeros are before and behind it.
+    """
+
+    data: memoryview
+    before: int
+    after: int
+
+
 @contextmanager
-def _laid_out(chunk: SparseChunk) -> Iterator[memoryview]:
+def _laid_out(chunk: SparseChunk) -> Iterator[_Inner]:
     """The bytes of a chunk, for the time of the block, in memory of this thread that is zeros before and after."""
+    start = end = chunk.offset
+    if chunk.parts:
+        (start, _), (last, part) = chunk.parts[0], chunk.parts[-1]
+        start = chunk.offset + align_down(start - chunk.offset, LEAF)
+        end = min(chunk.offset + align_up(last + len(part) - chunk.offset, LEAF), chunk.offset + chunk.length)
     memory = getattr(_local, "memory", None)
-    if memory is None or len(memory) < chunk.length:
-        memory = _local.memory = bytearray(chunk.length)
-    with memoryview(memory) as area, area[: chunk.length] as view:
+    if memory is None or len(memory) < end - start:
+        memory = _local.memory = bytearray(end - start)
+    with memoryview(memory) as area, area[: end - start] as view:
         try:
             for offset, part in chunk.parts:
-                start = offset - chunk.offset
-                view[start : start + len(part)] = part
-            yield view
+                view[offset - start : offset - start + len(part)] = part
+            yield _Inner(view, start - chunk.offset, chunk.offset + chunk.length - end)
         finally:
             for offset, part in chunk.parts:
-                start = offset - chunk.offset
-                view[start : start + len(part)] = _ZEROS[: len(part)]
+                view[offset - start : offset - start + len(part)] = _ZEROS[: len(part)]

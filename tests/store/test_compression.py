@@ -80,6 +80,15 @@ def test_sizes_in_any_order(made: Codec) -> None:
         assert buffer == b"\0" + data + b"\0"
 
 
+def test_the_zeros_around_the_data_are_compared_too(made: Codec) -> None:
+    data = text(5000)
+    frame = bytes(made.compress(bytes(100) + data + bytes(200)))
+    assert made.gives_back(frame, data, before=100, after=200)
+    for changed in (b"x" + bytes(99) + data + bytes(200), bytes(100) + data + bytes(199) + b"x"):
+        assert not made.gives_back(bytes(made.compress(changed)), data, before=100, after=200)
+    assert not made.gives_back(frame, data[:-1] + b"?", before=100, after=200)
+
+
 @pytest.mark.parametrize(
     "frame",
     [
