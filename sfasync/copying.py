@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from .carrying import STRETCH, carriers
+from .carrying import STRETCH, Carriers, carriers
 from .errors import UsageError
 from .extents import again, align_down, align_up, pieces
 from .interfaces import Sink, Source
@@ -93,17 +93,19 @@ async def copy(
     sink = shaped(target, options)
     piece = piece_size(options, resources, alignment)
     count = _carrier_count(options, resources)
-    async with carriers(source, target, count=count, block=zero_block(target, options), meter=meter) as threads:
+    threads: Carriers
 
-        def longest() -> int:
-            return max(STRETCH, piece) if threads.count else tuner.setting.size
+    def longest() -> int:
+        return max(STRETCH, piece) if threads.count else tuner.setting.size
 
-        plan = pieces(extents, size=size, piece=longest, alignment=alignment)
-        async with aclosing(plan):
+    plan = pieces(extents, size=size, piece=longest, alignment=alignment)
+    async with aclosing(plan):
+        # Its block ends before the pipeline begins, which needs the connections of the threads.
+        async with carriers(source, target, count=count, block=zero_block(target, options), meter=meter) as threads:
             left = await threads.carry(plan, sink, piece=piece, pool=resources.pool)
-            rest = again(left, plan, piece=longest)
-            await transfer(rest, resources.throttled(source), sink, pool=resources.pool, lanes=tuner, meter=meter)
-        setting = Setting(threads.count, piece) if threads.count else tuner.setting
+        rest = again(left, plan, piece=longest)
+        await transfer(rest, resources.throttled(source), sink, pool=resources.pool, lanes=tuner, meter=meter)
+    setting = Setting(threads.count, piece) if threads.count else tuner.setting
     reporter.enter("committing")
 
     async def rewrite(start: int, end: int) -> None:

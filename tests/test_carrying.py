@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from sfasync import DeadlineError, Engine, Limits, Retry, SourceError, TargetErr
 from sfasync.transport.export import open_export
 from sfasync.units import KiB, MiB
 
+from .support import peer
 from .support.images import same_content
+from .support.liar import Client, Request, liar
 from .support.resetting import resetting
 from .support.servers import nbdkit, qemu_nbd
 
@@ -227,3 +230,32 @@ async def test_with_little_memory(image: Path, tmp_path: Path) -> None:
         async with Engine(limits=Limits(memory=16 * MiB)) as engine:
             await engine.copy(server.uri, tmp_path / "copy.raw", request_size=16 * MiB)
     assert same_content(image, tmp_path / "copy.raw")
+
+
+async def test_the_pipeline_has_all_connections_when_threads_are_done() -> None:
+    """Each of a thread's carries one request at a time; those of the pipeline carry several."""
+    most: list[int] = []
+
+    async def far(client: Client) -> None:
+        await client.open(64 * MiB)
+        number, asked = len(most), 0
+        most.append(0)
+
+        async def answer(request: Request) -> None:
+            nonlocal asked
+            await asyncio.sleep(0.02)
+            asked -= 1
+            await client.say(peer.data(request.cookie, request.offset, bytes(request.length), done=True))
+
+        async with asyncio.TaskGroup() as answers:
+            with suppress(asyncio.IncompleteReadError):
+                while (request := await client.request()).kind == peer.READ:
+                    asked += 1
+                    most[number] = max(most[number], asked)
+                    answers.create_task(answer(request))
+
+    async with liar(far) as address, Engine() as engine:
+        result = await engine.copy(address, "null:", extents=False)
+    assert result.bytes_read == 64 * MiB
+    assert len(most) == 4
+    assert min(most) > 1
