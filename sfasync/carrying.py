@@ -37,8 +37,11 @@ _logger = logging.getLogger(__name__)
 STRETCH: Final = 16 * MiB
 """Bytes that a thread moves between two words with the loop."""
 
-_SHORT: Final = 0.001
-"""Seconds that an end that answers at once may take now and then, when the machine is busy."""
+PIECE: Final = 2 * MiB
+"""Bytes that it moves at once: half as many calls as of 1 MiB, and still in the caches (docs/performance.md)."""
+
+_SHORT: Final = 0.003
+"""Seconds of waiting for a piece that do no harm: three threads with 2 MiB each move 2 GB/s so."""
 
 _PATIENCE: Final = 0.03
 """Seconds of longer waits, one after another, after which an end is far away."""

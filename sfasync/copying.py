@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from .carrying import STRETCH, Carriers, carriers
+from .carrying import PIECE, STRETCH, Carriers, carriers
 from .errors import UsageError
 from .extents import again, align_down, align_up, pieces
 from .interfaces import Sink, Source
@@ -91,7 +91,7 @@ async def copy(
     tuner = tuned(options, resources, alignment)
     extents = source.extents() if options.extents else _all_data(0, size)
     sink = shaped(target, options)
-    piece = piece_size(options, resources, alignment)
+    piece = piece_size(options, resources, alignment, usual=PIECE)
     count = _carrier_count(options, resources)
     threads: Carriers
 
@@ -133,8 +133,8 @@ def _carrier_count(options: CopyOptions, resources: Resources) -> int:
     """Threads that may carry: where nobody said how many requests there are to be, and one connection stays free."""
     if options.synchronous or options.requests is not None or resources.throttle is not None:
         return 0
-    processors = max(2, len(os.sched_getaffinity(0)))
-    return min(processors, (options.connections or resources.limits.connections) - 1)
+    processors = len(os.sched_getaffinity(0))
+    return min(processors + 1, (options.connections or resources.limits.connections) - 1)
 
 
 def tuned(options: CopyOptions, resources: Resources, alignment: int) -> Tuner:
@@ -149,9 +149,9 @@ def tuned(options: CopyOptions, resources: Resources, alignment: int) -> Tuner:
     )
 
 
-def piece_size(options: CopyOptions, resources: Resources, alignment: int) -> int:
-    """Bytes of one step of a copy, a multiple of `alignment`."""
-    return max(alignment, min(options.request_size or _REQUEST_SIZE, align_down(resources.pool.budget, alignment)))
+def piece_size(options: CopyOptions, resources: Resources, alignment: int, *, usual: int = _REQUEST_SIZE) -> int:
+    """Bytes of one step of a copy, a multiple of `alignment`; `usual` where nobody asked for another size."""
+    return max(alignment, min(options.request_size or usual, align_down(resources.pool.budget, alignment)))
 
 
 def zero_block(target: Sink, options: CopyOptions) -> int:

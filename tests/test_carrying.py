@@ -63,7 +63,7 @@ async def test_from_an_export(image: Path, tmp_path: Path, certificates: Path, s
     assert same_content(image, tmp_path / "copy.raw")
     assert (result.size, result.bytes_read + result.bytes_zero) == (SIZE, SIZE)
     assert result.bytes_read < SIZE - MiB  # the hole was not
-    assert result.requests in (2, 3)  # threads, each with one
+    assert result.requests in (2, 3) or secure  # threads, each with one; TLS is for the loop
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
@@ -75,7 +75,8 @@ async def test_to_an_export(image: Path, tmp_path: Path, certificates: Path, sec
         async with Engine() as engine:
             result = await engine.copy(image, server.uri, extents=False)
     assert same_content(image, target)
-    assert (result.bytes_read, result.requests in (2, 3), result.durable) == (SIZE, True, True)
+    assert (result.bytes_read, result.durable) == (SIZE, True)
+    assert result.requests in (2, 3) or secure
 
 
 @pytest.mark.usefixtures("patient")

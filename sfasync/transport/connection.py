@@ -22,7 +22,7 @@ from ..models import ExportAddress, Timeouts
 from ..nbd import const, wire
 from ..nbd.handshake import ExportInfo, opening
 from ..nbd.session import Command, Session, State
-from .line import TICK, Line
+from .line import Line
 from .negotiation import negotiate
 from .stream import Stream
 
@@ -178,7 +178,7 @@ class Connection:
         return self._lent is not None
 
     def lend(self, *, most: int, on_write: Callable[[int, int], None]) -> Line:
-        """Let one thread drive it until `take_back`, which comes whatever happens; nothing may be under way.
+        """Let one thread drive it until `take_back`, whatever happens; it is plain, and nothing is under way.
 
         Meanwhile nothing can be submitted, and its end waits until it is back.
 
@@ -187,27 +187,24 @@ class Connection:
             on_write: Told of ranges (start, end) that the server acknowledged, on the loop.
         """
         assert self.alive and not self.load and not self._stream.paused and self._lent is None, f"{self!r} was lent"
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-            self._watchdog = None
-        descriptor, tls, ciphertext = self._stream.lend(TICK)
+        self._end_watch()
         self._lent = Line(
-            descriptor,
+            self._stream.lend(),
             self._session,
-            tls=tls,
-            ciphertext=ciphertext,
             name=self.name,
             timeouts=self._timeouts,
             most=most,
             on_write=on_write,
         )
+        self._watchdog = self._loop.call_later(self._watch_interval, self._watch_lent)
         return self._lent
 
     def take_back(self) -> None:
         """The thread has left it."""
         line, self._lent = self._lent, None
         assert line is not None, f"{self!r} was not lent"
-        line.settle()
+        self._end_watch()
+        line.release()
         self._stream.take_back(line.descriptor)
         self._progress = self._loop.time()
         failure = line.failure or self._aborted
@@ -297,8 +294,7 @@ class Connection:
         self.failure = error or ConnectionLostError(
             f"{self.name}: the connection was closed" + ("" if self._closing else " by the server")
         )
-        if self._watchdog is not None:
-            self._watchdog.cancel()
+        self._end_watch()
         failed = self._session.fail(self.failure)
         self._let_go()
         for command in failed:
@@ -383,6 +379,17 @@ class Connection:
             self.abort(DeadlineError(f"{self.name}: {late}; {len(in_flight)} requests were in flight"))
         else:
             self._watchdog = self._loop.call_later(self._watch_interval, self._watch)
+
+    def _watch_lent(self) -> None:
+        """Look after the thread that has the connection."""
+        if self._lent is not None:
+            self._lent.watch()
+            self._watchdog = self._loop.call_later(self._watch_interval, self._watch_lent)
+
+    def _end_watch(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
 
     def _late(self, idle: float, age: float) -> str | None:
         """What takes too long: `idle` seconds without a byte, `age` seconds since the oldest request was sent."""

@@ -473,8 +473,12 @@ class Export:
         """Up to `count` connections, each for one thread to read, for the time of the block; one is always left.
 
         They come as they are: what fails is not repeated, and calls of the export go on meanwhile over the others.
+        There are none over TLS, where threads would wait for each other at each record of 16 KiB.
         """
-        await self._connections.joined(_SOON)
+        if self._recipe.address.tls is not None:
+            count = 0
+        else:
+            await self._connections.joined(_SOON)
         with self._lines(count) as lines:
             yield list(lines)
 
@@ -482,7 +486,7 @@ class Export:
     async def writers(self, count: int) -> AsyncIterator[list[Writer]]:
         """As `readers`, to be written."""
         await self._connections.joined()
-        with self._lines(0 if self.read_only else count) as lines:
+        with self._lines(0 if self.read_only or self._recipe.address.tls is not None else count) as lines:
             yield list(lines)
 
     @contextmanager

@@ -2,14 +2,19 @@
 
 The connection was made by the event loop and goes back to it (`Connection.lend`, `Connection.take_back`), with the same
 session: what a server says is judged by the same rules. Nothing is repeated here.
+
+The thread waits without a limit: one on each of its calls costs a tenth of the speed. The loop has an eye on it, and
+cuts the connection where it takes too long, which wakes the thread.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from ..errors import ConnectionLostError, DeadlineError, SfasyncError
@@ -17,10 +22,9 @@ from ..interfaces import Buffer
 from ..models import Timeouts
 from ..nbd import const, wire
 from ..nbd.session import Command, Session, State
-from ..tls import TlsLayer
 
-TICK: Final = 0.25
-"""Seconds after which a blocked call looks whether it is still wanted."""
+_GRACE: Final = 0.25
+"""Seconds that a request may take to be answered when nobody wants it any more, before its connection is cut."""
 
 _HEADER: Final = wire.STRUCTURED_REPLY.size + wire.OFFSET_DATA.size
 """The most that comes before the payload of a read: received alone, so that the payload comes where it belongs."""
@@ -30,10 +34,8 @@ class Line:
     """One connection for one thread.
 
     Args:
-        descriptor: The connection, which blocks for `TICK` at most.
+        descriptor: The connection, which blocks.
         session: What is said on it.
-        tls: En- and decrypts, if it is secured.
-        ciphertext: Memory for what comes before it is decrypted.
         name: The server and the export, for messages.
         timeouts: Budgets of the connection.
         most: Bytes of one request.
@@ -50,8 +52,6 @@ class Line:
         descriptor: socket.socket,
         session: Session,
         *,
-        tls: TlsLayer | None,
-        ciphertext: memoryview | None,
         name: str,
         timeouts: Timeouts,
         most: int,
@@ -61,8 +61,6 @@ class Line:
         self.failure: SfasyncError | None = None
         self.descriptor = descriptor
         self._session = session
-        self._tls = tls
-        self._ciphertext = ciphertext
         self._name = name
         self._timeouts = timeouts
         self._most = most
@@ -70,7 +68,8 @@ class Line:
         self._on_write = on_write
         self._written: list[tuple[int, int]] = []
         self._stopped = False
-        self._asked = self._progress = 0.0
+        self._end: asyncio.TimerHandle | None = None  # when the connection is cut
+        self._asked = self._progress = 0.0  # when the request was sent, 0 for none; when a byte last came or left
 
     # --- for the thread ---
 
@@ -79,7 +78,7 @@ class Line:
 
         Raises:
             RequestError: The server could not read.
-            NbdError, TlsError: The connection is lost.
+            NbdError: The connection is lost.
         """
         for start in range(0, len(buffer), self._most):
             with buffer[start : start + self._most] as part:
@@ -90,7 +89,7 @@ class Line:
 
         Raises:
             RequestError: The server could not write.
-            NbdError, TlsError: The connection is lost.
+            NbdError: The connection is lost.
         """
         with memoryview(data) as view:
             for start in range(0, len(view), self._most):
@@ -103,11 +102,12 @@ class Line:
             raise ConnectionLostError(f"{self._name}: the connection was given up")
         try:
             self._exchange(command)
-        except BaseException as error:
-            if not isinstance(error, SfasyncError):
-                error = ConnectionLostError(f"{self._name}: the connection was ended by an internal error: {error!r}")
+        except SfasyncError as error:
+            if self.failure is not None:  # it was cut, for this reason
+                raise self.failure from error
             self.failure = error
             raise
+        self._asked = 0.0
         if command.error is not None:
             raise command.error
 
@@ -115,7 +115,7 @@ class Line:
         """Send a request and receive its reply: as a whole if it is the usual one, or else as the session says."""
         session = self._session
         self._asked = self._progress = time.monotonic()
-        self._request(command)
+        self._send(command)
         usual = session.usual_reply(command)
         header = self._header[: len(usual)]
         sent = time.perf_counter()
@@ -141,55 +141,23 @@ class Line:
 
         Without MSG_WAITALL: with it a thread is woken for each of a server's writes, and not for what has come since.
         """
-        if self._tls is None:
-            return self._receive_some(buffer)
-        assert self._ciphertext is not None, "TLS without memory for it"
-        while True:
-            try:
-                count = self._tls.read_into(buffer)
-            except EOFError:
-                raise self._ended() from None
-            if count:
-                return count
-            answer = self._tls.take()  # to a change of keys
-            if answer:
-                self._send([answer])
-            self._tls.feed(self._ciphertext[: self._receive_some(self._ciphertext)])
+        try:
+            count = self.descriptor.recv_into(buffer)
+        except OSError as error:
+            raise self._lost(error) from error
+        if count == 0:
+            raise self._ended()
+        self._progress = time.monotonic()
+        return count
 
-    def _receive_some(self, buffer: memoryview) -> int:
-        while True:
-            try:
-                count = self.descriptor.recv_into(buffer)
-            except BlockingIOError:
-                self._look()
-            except OSError as error:
-                raise self._lost(error) from error
-            else:
-                if count == 0:
-                    raise self._ended()
-                self._progress = time.monotonic()
-                return count
-
-    def _request(self, command: Command) -> None:
+    def _send(self, command: Command) -> None:
         parts: list[bytes | memoryview] = [self._session.request(command)]
         if command.kind == const.CMD_WRITE:
             assert command.buffer is not None, "a write without data"
             parts.append(command.buffer)
-        if self._tls is None:
-            self._send(parts)
-            return
-        for part in parts:
-            self._tls.write(part)
-        self._send([self._tls.take()])
-
-    def _send(self, parts: list[bytes | memoryview]) -> None:
-        """All bytes of some parts, of which none is empty."""
         while parts:
             try:
                 count = self.descriptor.sendmsg(parts)
-            except BlockingIOError:
-                self._look()
-                continue
             except OSError as error:
                 raise self._lost(error) from error
             self._progress = time.monotonic()
@@ -197,16 +165,6 @@ class Line:
                 count -= len(parts.pop(0))
             if count:
                 parts[0] = memoryview(parts[0])[count:]
-
-    def _look(self) -> None:
-        """Nothing has come or left for a moment: whether to go on waiting."""
-        now = time.monotonic()
-        if self._stopped:
-            raise ConnectionLostError(f"{self._name}: the connection was given up in the middle of a request")
-        if now - self._progress >= self._timeouts.stall:
-            raise DeadlineError(f"{self._name}: no byte came or left for {now - self._progress:.1f} s")
-        if now - self._asked >= self._timeouts.request:
-            raise DeadlineError(f"{self._name}: a request was not answered within {now - self._asked:.1f} s")
 
     def _ended(self) -> ConnectionLostError:
         return ConnectionLostError(f"{self._name}: the connection was closed by the server")
@@ -223,5 +181,32 @@ class Line:
         self._written.clear()
 
     def stop(self) -> None:
-        """End a call under way when the server answers, or at the next look, which costs the connection."""
+        """Let a request under way be answered, if that happens soon; there are no more."""
         self._stopped = True
+        if self._end is None:
+            error = ConnectionLostError(f"{self._name}: the connection was given up in the middle of a request")
+            self._end = asyncio.get_running_loop().call_later(_GRACE, self._cut, error)
+
+    def watch(self) -> None:
+        """Cut the connection if it takes too long."""
+        asked, progress, now = self._asked, self._progress, time.monotonic()
+        if not asked:
+            return
+        if now - progress >= self._timeouts.stall:
+            self._cut(DeadlineError(f"{self._name}: no byte came or left for {now - progress:.1f} s"))
+        elif now - asked >= self._timeouts.request:
+            self._cut(DeadlineError(f"{self._name}: a request was not answered within {now - asked:.1f} s"))
+
+    def release(self) -> None:
+        """The thread has left it."""
+        if self._end is not None:
+            self._end.cancel()
+        if self._asked and self.failure is None:
+            self.failure = ConnectionLostError(f"{self._name}: a thread left the connection in the middle of a request")
+        self.settle()
+
+    def _cut(self, error: SfasyncError) -> None:
+        """End the connection, which wakes the thread."""
+        self.failure = self.failure or error
+        with suppress(OSError):  # the server was quicker
+            self.descriptor.shutdown(socket.SHUT_RDWR)

@@ -14,7 +14,6 @@ import asyncio
 import logging
 import os
 import socket
-import struct
 from collections.abc import Iterable
 from typing import Final, Protocol, cast
 
@@ -203,26 +202,22 @@ class Stream(asyncio.BufferedProtocol):
 
     # --- for a thread ---
 
-    def lend(self, tick: float) -> tuple[socket.socket, TlsLayer | None, memoryview | None]:
-        """Let somebody else read and write until `take_back`; nothing is under way.
-
-        Args:
-            tick: Seconds, less than 1, after which a call that blocks gives up for now.
+    def lend(self) -> socket.socket:
+        """Let somebody else read and write until `take_back`; it is a plain stream, and nothing is under way.
 
         Returns:
-            The connection with a descriptor of its own, that blocks; what en- and decrypts; and memory for ciphertext.
+            The connection with a descriptor of its own, that blocks.
         """
         assert self._transport is not None, "a stream that has ended was lent"
+        assert self._tls is None, "TLS is for the loop: in threads each record would wait for the interpreter"
         self._transport.pause_reading()
         lent = socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno()))
-        _let_wait(lent, tick)
         lent.setblocking(True)  # it goes for both descriptors
-        return lent, self._tls, self._ciphertext
+        return lent
 
     def take_back(self, lent: socket.socket) -> None:
         """Read and write again."""
         lent.setblocking(False)
-        _let_wait(lent, 0)
         lent.close()
         if self._transport is not None:
             self._transport.resume_reading()
@@ -294,13 +289,6 @@ class Stream(asyncio.BufferedProtocol):
         failure = ConnectionLostError(f"{self.peer}: the connection was ended by an internal error: {error!r}")
         failure.__cause__ = error
         self.abort(failure)
-
-
-def _let_wait(descriptor: socket.socket, seconds: float) -> None:
-    """Let calls that block give up after so many seconds, less than 1; 0 for never."""
-    value = struct.pack("@ll", 0, int(seconds * 1_000_000))
-    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        descriptor.setsockopt(socket.SOL_SOCKET, option, value)
 
 
 def _reason(error: Exception) -> str:
