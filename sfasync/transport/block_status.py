@@ -31,6 +31,9 @@ _WORTH: Final = 64 << 10
 _PATIENCE: Final = 1024 * _WORTH
 """Bytes by which answers may fall behind: 1,024 of them that cover next to nothing."""
 
+_LEAP: Final = 1 << 30
+"""Bytes that are called data the first time that asking does not pay."""
+
 Ask = Callable[[Command], Awaitable[None]]
 Abort = Callable[[SfasyncError], None]
 
@@ -40,7 +43,7 @@ class _Pace:
 
     def __init__(self) -> None:
         self._credit = _PATIENCE
-        self._leap = const.MAX_BLOCK_STATUS_RANGE
+        self._leap = _LEAP
 
     @property
     def pays(self) -> bool:

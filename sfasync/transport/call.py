@@ -145,8 +145,9 @@ class Call:
     # --- sending ---
 
     def _fill(self) -> None:
-        """Send as much as the window allows and there are connections for."""
+        """Send as much as the window allows and there are connections for; what goes to one leaves together."""
         self._waiting = False
+        filled: list[Connection] = []
         while not self._stopped and len(self._out) + len(self._resting) < self._window:
             if not self._again:
                 fresh = next(self._commands, None)
@@ -154,30 +155,35 @@ class Call:
                     break
                 self._again.append(fresh)
             try:
-                sent = self._send(self._again[0])
+                connection = self._submit(self._again[0])
             except SfasyncError as error:
                 self._fail(error)
                 break
-            if not sent:
+            if connection is None:
                 self._waiting = True
                 self._connections.wait(self._fill)
                 break
             self._again.popleft()
+            if connection not in filled:
+                filled.append(connection)
+        for connection in filled:
+            connection.send()
         if self._over and not self._ended.done():
             self._ended.set_result(None)
 
-    def _send(self, command: Command) -> bool:
+    def _submit(self, command: Command) -> Connection | None:
+        """Give a command to a connection; None if it has to wait for one."""
         past = self._past.get(command)
         if past is None and self._alone:
             past = self._past[command] = _Past()
             self._suspect(past, True)
         connection = self._choose(suspect=past is not None and past.suspect)
         if connection is None:
-            return False
+            return None
         buffer = command.buffer
-        connection.submit(command, self._done)
+        connection.submit(command, self._done, more=True)
         self._out[command] = connection, buffer
-        return True
+        return connection
 
     # --- answers ---
 

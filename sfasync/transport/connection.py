@@ -126,12 +126,13 @@ class Connection:
 
     # --- requests ---
 
-    def submit(self, command: Command, on_done: OnDone) -> None:
+    def submit(self, command: Command, on_done: OnDone, *, more: bool = False) -> None:
         """Queue a command; it is sent at once when there is room.
 
         Args:
             command: A new command; its memory belongs to the connection until `on_done` is called.
             on_done: Called on the loop exactly once, later, with the command DONE, FAILED or ABANDONED. Must not raise.
+            more: Do not send it yet: others follow, and `send` after them.
 
         Raises:
             SfasyncError: The connection is not open, for this reason; the command was not taken.
@@ -144,7 +145,12 @@ class Connection:
         assert self._lent is None, f"{self!r}: a thread has it"
         command.on_done = on_done
         self._queue.append(command)
-        if not self._corked:
+        if not more:
+            self.send()
+
+    def send(self) -> None:
+        """Send what is queued, as far as there is room."""
+        if self._queue and not self._corked:
             self._pump()
 
     def abandon(self, command: Command) -> None:

@@ -151,6 +151,18 @@ class Connections:
         idle = [connection for connection in self._all if connection.alive and not connection.lent]
         return [connection for connection in idle[1:] if not connection.load][:count]
 
+    def together(self) -> Choose:
+        """As `lend`, but one connection again and again while it lives: what goes to it at once leaves in one piece."""
+        last: Connection | None = None
+
+        def choose(*, suspect: bool = False) -> Connection | None:
+            nonlocal last
+            if last is None or not last.alive or self._suspects:
+                last = self.lend(suspect=suspect)
+            return last
+
+        return choose
+
     def only(self, connection: Connection) -> Choose:
         """Gives this connection and no other, dead or alive."""
 

@@ -254,7 +254,7 @@ class Export:
             for offset, view in views:
                 self._check_readable(offset, view)
             commands = (command for offset, view in views for command in self._pieces(const.CMD_READ, offset, view))
-            failure = await self._call(commands).attempt()
+            failure = await self._call(commands, choose=self._connections.together()).attempt()
             if failure is None:
                 return
             if self._retry.attempts == 1:
@@ -577,9 +577,11 @@ class Export:
     def _one(self, command: Command) -> Generator[Command, None, None]:
         yield command
 
-    def _call(self, commands: Generator[Command, None, None], window: int | None = None) -> Call:
+    def _call(
+        self, commands: Generator[Command, None, None], window: int | None = None, *, choose: Choose | None = None
+    ) -> Call:
         window = window or self._recipe.requests * self._connections.wanted
-        return Call(self._connections, commands, window, self._retry)
+        return Call(self._connections, commands, window, self._retry, choose=choose)
 
     async def _run(self, commands: Generator[Command, None, None], window: int | None = None) -> None:
         await self._call(commands, window).run()

@@ -10,7 +10,7 @@ import pytest
 
 from sfasync.errors import ConnectionLostError, DeadlineError, RemoteProtocolError, RequestError, SfasyncError
 from sfasync.models import ExportAddress, Timeouts
-from sfasync.nbd import const
+from sfasync.nbd import const, wire
 from sfasync.nbd.handshake import ExportInfo
 from sfasync.nbd.session import Command, State
 from sfasync.transport import connection as module
@@ -125,6 +125,17 @@ async def test_what_callbacks_submit_leaves_in_one_write() -> None:
         stream.written.clear()
         stream.comes(b"".join(peer.data(cookie, 0, bytes(512), done=True) for cookie in (1, 2, 3)))
         assert [len(data) for data in stream.written] == [3 * 28]
+
+
+async def test_what_is_submitted_together_leaves_in_one_write() -> None:
+    async with fake(requests=4) as (stream, connection, told):
+        for number in range(3):
+            connection.submit(reading(number), told, more=True)
+        assert (stream.written, connection.load) == ([], 3)
+        connection.send()
+        assert [len(written) for written in stream.written] == [3 * wire.REQUEST.size]
+        connection.send()
+        assert len(stream.written) == 1
 
 
 async def test_small_payloads_are_joined_and_large_ones_follow_their_header() -> None:

@@ -24,6 +24,7 @@ from sfasync.errors import (
     UsageError,
 )
 from sfasync.models import ExportAddress, Extent, Timeouts
+from sfasync.nbd import const
 from sfasync.nbd.handshake import ExportEntry
 from sfasync.nbd.uri import parse_uri
 from sfasync.transport.export import Export, open_export
@@ -452,7 +453,33 @@ async def test_extents_of_a_part_that_is_on_no_boundary() -> None:
     assert found[-1].end == 65 * MiB + 7
 
 
-async def test_no_more_than_a_gibibyte_is_asked_about() -> None:
+async def test_parts_that_are_read_together_are_asked_for_on_one_connection() -> None:
+    asked: list[list[int]] = []
+
+    async def script(client: Client) -> None:
+        mine: list[int] = []
+        asked.append(mine)
+        await client.open()  # with CAN_MULTI_CONN
+        requests = []
+        while (request := await client.request()).kind == const.CMD_READ:
+            mine.append(request.offset)
+            requests.append(request)
+            if len(requests) == 8:  # answered when all have come
+                for one in requests:
+                    await client.say(
+                        peer.data(one.cookie, one.offset, bytes([one.offset >> 12]) * one.length, done=True)
+                    )
+
+    buffer = memoryview(bytearray(8 * 512))
+    parts = [(n << 12, buffer[n * 512 : (n + 1) * 512]) for n in range(8)]
+    async with liar(script) as address, await open_export(address, connections=2) as export:
+        assert await export.connected() == 2
+        await export.read_scattered(parts)
+    assert all(view == bytes([offset >> 12]) * 512 for offset, view in parts)
+    assert sorted(asked) == [[], [n << 12 for n in range(8)]]
+
+
+async def test_no_more_than_qemu_asks_about_is_asked_about() -> None:
     """nbdkit 1.32 aborts on 0xffffffff bytes (CVE-2025-47711)."""
     asked = []
 
@@ -464,7 +491,8 @@ async def test_no_more_than_a_gibibyte_is_asked_about() -> None:
 
     async with liar(script) as address, await open_export(address) as export:
         found = [extent async for extent in export.extents()]
-    assert asked == [(n * GiB, GiB) for n in range(4)]
+    most = 2 * GiB - 64 * KiB
+    assert asked == [(0, most), (most, most), (2 * most, 128 * KiB)]
     assert sum(extent.length for extent in found) == 4 * GiB
 
 
