@@ -22,7 +22,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, NamedTuple
 
 from .blocking import BlockingSink, BlockingSource, Reader, Writer
-from .buffers import BufferPool, Slot
+from .buffers import BufferPool
 from .errors import SfasyncError
 from .extents import Action, Step
 from .interfaces import Sink, Source
@@ -39,6 +39,9 @@ STRETCH: Final = 16 * MiB
 
 PIECE: Final = 2 * MiB
 """Bytes that it moves at once: half as many calls as of 1 MiB, and still in the caches (docs/performance.md)."""
+
+_NEWS: Final = 0.25
+"""Seconds after which the loop hears of a stretch that is not finished."""
 
 _SHORT: Final = 0.003
 """Seconds of waiting for a piece that do no harm: three threads with 2 MiB each move 2 GB/s so."""
@@ -58,6 +61,7 @@ class _Moved(NamedTuple):
 
     end: int
     zeros: list[tuple[int, int]]  # read as zeros, and not written
+    well: bool  # whether to go on
     reading: float  # seconds
     writing: float
 
@@ -84,12 +88,16 @@ class _Hand:
         self._stopped = False
 
     def move(self, step: Step, view: memoryview) -> _Moved:
-        """Move a stretch through the memory of one piece, up to its end, the first failure or `stop`; in a thread."""
+        """Move a stretch through the memory of one piece, in a thread.
+
+        Ends with the stretch, the first failure, `stop`, a far end, or when there is news.
+        """
         position, end = step.offset, step.offset + step.length
         zeros: list[tuple[int, int]] = []
         reading = writing = 0.0
+        failed = False
         try:
-            while position < end and not self._stopped and not self.far:
+            while position < end and reading + writing < _NEWS and not self._over:
                 with view[: end - position] as piece:
                     waited = self._reader.waited + self._writer.waited
                     began = time.perf_counter()
@@ -104,7 +112,8 @@ class _Hand:
                 self._judge(self._reader.waited + self._writer.waited - waited, written - began)
         except SfasyncError as error:
             _logger.info("a thread of the copy stops at %d: %s", position, error)  # the pipeline meets it again
-        return _Moved(position, zeros, reading, writing)
+            failed = True
+        return _Moved(position, zeros, not (failed or self._over), reading, writing)
 
     def stop(self) -> None:
         """End `move` soon; called on the loop."""
@@ -114,6 +123,10 @@ class _Hand:
 
     def settle(self) -> None:
         self._writer.settle()
+
+    @property
+    def _over(self) -> bool:
+        return self._stopped or self.far
 
     def _write(self, offset: int, piece: memoryview) -> list[tuple[int, int]]:
         """Write what is not zero; returns the ranges of the disk that are."""
@@ -180,11 +193,13 @@ class Carriers:
                 if step.action is Action.ZERO:
                     await sink.zero(step.offset, step.length)
                     self._meter.zero += step.length
+                    self._meter.changed()
                 else:
                     slot = await pool.acquire(min(piece, step.length))
-                    for start, end in await self._move(hand, step, slot):
-                        await sink.zero(start, end - start)
-                self._meter.changed()
+                    try:
+                        await self._move(hand, step, slot.view, sink)
+                    finally:
+                        slot.release()
 
         try:
             await run_all(lane(hand) for hand in self._hands)
@@ -193,23 +208,28 @@ class Carriers:
             raise
         return self._left
 
-    async def _move(self, hand: _Hand, step: Step, slot: Slot) -> list[tuple[int, int]]:
-        """Let a thread move a stretch; returns the ranges in it that have to be made zero."""
+    async def _move(self, hand: _Hand, step: Step, view: memoryview, sink: Sink) -> None:
+        """Let a thread move a stretch; what it does not is left."""
         assert step.action is Action.DATA and not step.zeros, f"{step} in the plan of a copy"
-        try:
-            moved = await settled(self._workers.submit(hand.move, step, slot.view), stop=hand.stop)
-        finally:
-            slot.release()
-            hand.settle()
-        length = moved.end - step.offset
-        self._meter.read += length
-        self._meter.written += length
-        self._meter.seconds["read"] += moved.reading
-        self._meter.seconds["write"] += moved.writing
-        if length < step.length:
+        position, end = step.offset, step.offset + step.length
+        well = True
+        while well and position < end:
+            rest = Step(Action.DATA, position, end - position)
+            try:
+                moved = await settled(self._workers.submit(hand.move, rest, view), stop=hand.stop)
+            finally:
+                hand.settle()
+            for first, last in moved.zeros:
+                await sink.zero(first, last - first)
+            self._meter.read += moved.end - position
+            self._meter.written += moved.end - position
+            self._meter.seconds["read"] += moved.reading
+            self._meter.seconds["write"] += moved.writing
+            self._meter.changed()
+            position, well = moved.end, moved.well
+        if position < end:
             self.count = 0
-            self._left.append(step._replace(offset=moved.end, length=step.length - length))
-        return moved.zeros
+            self._left.append(Step(Action.DATA, position, end - position))
 
 
 @asynccontextmanager

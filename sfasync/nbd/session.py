@@ -179,22 +179,20 @@ class Session:
     def usual_reply(self, command: Command) -> bytes:
         """The header that the reply to a read or write that was sent has if all is well, all bytes of a read at once.
 
+        Writes are mostly answered by simple replies, also where structured ones were negotiated (qemu, nbdkit).
+
         If these very bytes come while nothing else is under way, the payload of a read may be received by the driver,
         who says `fulfilled` then, instead of by `next_buffer` and `received`.
         """
-        if not self._structured:
+        if not self._structured or command.kind != const.CMD_READ:
             return wire.SIMPLE_REPLY.pack(const.SIMPLE_REPLY_MAGIC, 0, command.cookie)
-        if command.kind != const.CMD_READ:
-            kind, length, rest = const.REPLY_TYPE_NONE, 0, b""
-        else:
-            kind, length = const.REPLY_TYPE_OFFSET_DATA, wire.OFFSET_DATA.size + command.length
-            rest = wire.OFFSET_DATA.pack(command.offset)
-        return (
-            wire.STRUCTURED_REPLY.pack(
-                const.STRUCTURED_REPLY_MAGIC, const.REPLY_FLAG_DONE, kind, command.cookie, length
-            )
-            + rest
-        )
+        return wire.STRUCTURED_REPLY.pack(
+            const.STRUCTURED_REPLY_MAGIC,
+            const.REPLY_FLAG_DONE,
+            const.REPLY_TYPE_OFFSET_DATA,
+            command.cookie,
+            wire.OFFSET_DATA.size + command.length,
+        ) + wire.OFFSET_DATA.pack(command.offset)
 
     def fulfilled(self, command: Command) -> None:
         """The usual reply has come, and all its payload; for a command that is alone in flight."""

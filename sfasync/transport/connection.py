@@ -183,6 +183,11 @@ class Connection:
         """Whether a thread has it."""
         return self._lent is not None
 
+    @property
+    def idle(self) -> bool:
+        """Whether it is open and has nothing to do, so that a thread may have it."""
+        return self.alive and not self.lent and not self.load and self._stream.quiet
+
     def lend(self, *, most: int, on_write: Callable[[int, int], None]) -> Line:
         """Let one thread drive it until `take_back`, whatever happens; it is plain, and nothing is under way.
 
@@ -191,11 +196,15 @@ class Connection:
         Args:
             most: Bytes of one request.
             on_write: Told of ranges (start, end) that the server acknowledged, on the loop.
+
+        Raises:
+            SystemLimitError: The process can have no more descriptors; it was not lent.
         """
-        assert self.alive and not self.load and not self._stream.paused and self._lent is None, f"{self!r} was lent"
+        assert self.idle, f"{self!r} was lent"
+        descriptor = self._stream.lend()
         self._end_watch()
         self._lent = Line(
-            self._stream.lend(),
+            descriptor,
             self._session,
             name=self.name,
             timeouts=self._timeouts,

@@ -119,6 +119,11 @@ class Connections:
         return sum(connection.alive for connection in self._all)
 
     @property
+    def _serving(self) -> bool:
+        """Whether there is a living connection that takes requests. Those that threads have do not help anybody."""
+        return any(connection.alive and not connection.lent for connection in self._all)
+
+    @property
     def wanted(self) -> int:
         """How many there are, or will be, when all is well."""
         return self._wanted + self._expected
@@ -148,8 +153,8 @@ class Connections:
 
     def spare(self, count: int) -> list[Connection]:
         """Up to `count` living connections that have nothing to do, beyond one that stays for others."""
-        idle = [connection for connection in self._all if connection.alive and not connection.lent]
-        return [connection for connection in idle[1:] if not connection.load][:count]
+        staying = next((connection for connection in self._all if connection.alive and not connection.lent), None)
+        return [connection for connection in self._all if connection.idle and connection is not staying][:count]
 
     def together(self) -> Choose:
         """As `lend`, but one connection again and again while it lives: what goes to it at once leaves in one piece."""
@@ -164,10 +169,10 @@ class Connections:
         return choose
 
     def only(self, connection: Connection) -> Choose:
-        """Gives this connection and no other, dead or alive."""
+        """Gives this connection and no other, dead or alive, when no thread has it."""
 
         def choose(*, suspect: bool = False) -> Connection | None:
-            return None if self._crowded(suspect) else connection
+            return None if connection.lent or self._crowded(suspect) else connection
 
         return choose
 
@@ -200,7 +205,7 @@ class Connections:
         self._suspects -= 1
 
     def finished(self) -> None:
-        """A request is finished, however."""
+        """A request is finished, however, or threads have given back their connections."""
         if self._waiting:
             self._wake()
 
@@ -305,7 +310,7 @@ class Connections:
         try:
             connection = await self._reconnect(reason)
         except SfasyncError as error:
-            if self.count and not isinstance(error, ExportError):
+            if self._serving and not isinstance(error, ExportError):
                 _logger.warning("%s: one connection less: %s", self._peer, error)
                 self._wanted = self.count
             else:
@@ -333,10 +338,10 @@ class Connections:
         while (delay := outage.next()) is not None:
             await asyncio.sleep(delay)
             try:
-                async with asyncio.timeout(_EXTRA_CONNECT if self.count else outage.remaining):
+                async with asyncio.timeout(_EXTRA_CONNECT if self._serving else outage.remaining):
                     connection = await self._recipe.connect()
             except TimeoutError:
-                if self.count:
+                if self._serving:
                     raise DeadlineError(f"{self._peer}: no further connection within {_EXTRA_CONNECT:g} s") from None
             except TlsError as error:
                 if isinstance(error.__cause__, ssl.SSLCertVerificationError):

@@ -45,8 +45,9 @@ class Group:
 
     @property
     def eldest(self) -> Connection | None:
-        """The living connection that was opened first."""
-        return next((connection for connection in self.connections if connection.alive), None)
+        """The living connection that was opened first, rather one that no thread has."""
+        alive = [connection for connection in self.connections if connection.alive]
+        return min(alive, key=lambda connection: connection.lent, default=None)
 
     def wrote(self, start: int, end: int) -> None:
         for ranges in self._accounts():

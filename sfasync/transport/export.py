@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -21,6 +21,7 @@ from ..errors import (
     ExportError,
     RequestError,
     SfasyncError,
+    SystemLimitError,
     UsageError,
     WritesLostError,
     printable,
@@ -492,10 +493,12 @@ class Export:
     @contextmanager
     def _lines(self, count: int) -> Iterator[list[Line]]:
         with ExitStack() as lent:
+            lent.callback(self._connections.finished)  # somebody may wait for one of them
             lines = []
-            for connection in self._connections.spare(count):
-                lines.append(connection.lend(most=self._payload, on_write=partial(self._wrote, connection)))
-                lent.callback(connection.take_back)
+            with suppress(SystemLimitError):  # as many as there are descriptors for
+                for connection in self._connections.spare(count):
+                    lines.append(connection.lend(most=self._payload, on_write=partial(self._wrote, connection)))
+                    lent.callback(connection.take_back)
             yield lines
 
     def _wrote(self, connection: Connection, start: int, end: int) -> None:

@@ -10,6 +10,7 @@ cuts the connection where it takes too long, which wakes the thread.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import time
@@ -22,6 +23,8 @@ from ..interfaces import Buffer
 from ..models import Timeouts
 from ..nbd import const, wire
 from ..nbd.session import Command, Session, State
+
+_logger = logging.getLogger(__name__)
 
 _GRACE: Final = 0.25
 """Seconds that a request may take to be answered when nobody wants it any more, before its connection is cut."""
@@ -107,6 +110,12 @@ class Line:
                 raise self.failure from error
             self.failure = error
             raise
+        except Exception as error:
+            _logger.exception("%s: internal error, the connection is ended", self._name)
+            self.failure = ConnectionLostError(
+                f"{self._name}: the connection was ended by an internal error: {error!r}"
+            )
+            raise self.failure from error
         self._asked = 0.0
         if command.error is not None:
             raise command.error
@@ -184,16 +193,16 @@ class Line:
         """Let a request under way be answered, if that happens soon; there are no more."""
         self._stopped = True
         if self._end is None:
-            error = ConnectionLostError(f"{self._name}: the connection was given up in the middle of a request")
-            self._end = asyncio.get_running_loop().call_later(_GRACE, self._cut, error)
+            self._end = asyncio.get_running_loop().call_later(_GRACE, self._give_up)
 
     def watch(self) -> None:
         """Cut the connection if it takes too long."""
         asked, progress, now = self._asked, self._progress, time.monotonic()
         if not asked:
             return
-        if now - progress >= self._timeouts.stall:
-            self._cut(DeadlineError(f"{self._name}: no byte came or left for {now - progress:.1f} s"))
+        idle = now - max(asked, progress)  # the thread may have noted but one of the two
+        if idle >= self._timeouts.stall:
+            self._cut(DeadlineError(f"{self._name}: no byte came or left for {idle:.1f} s"))
         elif now - asked >= self._timeouts.request:
             self._cut(DeadlineError(f"{self._name}: a request was not answered within {now - asked:.1f} s"))
 
@@ -204,6 +213,10 @@ class Line:
         if self._asked and self.failure is None:
             self.failure = ConnectionLostError(f"{self._name}: a thread left the connection in the middle of a request")
         self.settle()
+
+    def _give_up(self) -> None:
+        if self._asked:
+            self._cut(ConnectionLostError(f"{self._name}: the connection was given up in the middle of a request"))
 
     def _cut(self, error: SfasyncError) -> None:
         """End the connection, which wakes the thread."""

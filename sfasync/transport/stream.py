@@ -202,16 +202,27 @@ class Stream(asyncio.BufferedProtocol):
 
     # --- for a thread ---
 
+    @property
+    def quiet(self) -> bool:
+        """Whether it is open, and nothing is on its way out."""
+        return not (self.ended or self.paused or self._transport is None or self._transport.is_closing())
+
     def lend(self) -> socket.socket:
         """Let somebody else read and write until `take_back`; it is a plain stream, and nothing is under way.
 
         Returns:
             The connection with a descriptor of its own, that blocks.
+
+        Raises:
+            SystemLimitError: The process can have no more descriptors; nothing was lent.
         """
         assert self._transport is not None, "a stream that has ended was lent"
         assert self._tls is None, "TLS is for the loop: in threads each record would wait for the interpreter"
+        try:
+            lent = socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno()))
+        except OSError as error:
+            raise system_limit(error) or ConnectionLostError(f"{self.peer}: {_reason(error)}") from error
         self._transport.pause_reading()
-        lent = socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno()))
         lent.setblocking(True)  # it goes for both descriptors
         return lent
 

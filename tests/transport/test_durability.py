@@ -13,6 +13,7 @@ class Line:
 
     def __init__(self) -> None:
         self.alive = True
+        self.lent = False
 
 
 def line() -> Connection:

@@ -1,0 +1,370 @@
+"""A connection in the hands of a thread: servers are judged as on the loop, and it goes back there whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from sfasync.errors import ConnectionLostError, DeadlineError, RequestError, WritesLostError
+from sfasync.interfaces import Buffer
+from sfasync.models import Retry, Timeouts
+from sfasync.transport.export import Export, open_export
+from sfasync.units import MiB
+from sfasync.workers import Workers, settled
+
+from ..support import peer
+from ..support.behaviours import BEHAVIOURS, READ, SIZE, Behaviour, reads, writes
+from ..support.liar import Client, Request, Script, liar
+from ..support.servers import nbdkit
+
+HURRIED = Timeouts(stall=0.3, request=0.6, close=0.2)
+
+MET = [
+    behaviour
+    for behaviour in BEHAVIOURS
+    if behaviour.using in (reads, writes) and behaviour.name != "replies_in_chunks_that_were_refused"
+]
+"""What a read or write of one connection may meet, if it is described as the first one is."""
+
+
+@pytest.fixture
+def thread() -> Iterator[Workers]:
+    workers = Workers(1)
+    yield workers
+    workers.close()
+
+
+@asynccontextmanager
+async def opened(
+    *scripts: Script, timeouts: Timeouts | None = None, retry: Retry | None = None
+) -> AsyncIterator[Export]:
+    """An export with a connection for each script; `readers` and `writers` lend all but the first."""
+    async with (
+        liar(*scripts) as address,
+        await open_export(address, connections=len(scripts), timeouts=timeouts, retry=retry) as export,
+    ):
+        assert await export.connected() == len(scripts)
+        yield export
+
+
+async def read(thread: Workers, export: Export, length: int) -> bytes:
+    """The first bytes of an export, read by a thread."""
+    buffer = bytearray(length)
+    async with export.readers(1) as (reader,):
+        await settled(thread.submit(reader.read_into, 0, memoryview(buffer)), stop=reader.stop)
+    return bytes(buffer)
+
+
+async def write(thread: Workers, export: Export, offset: int, data: Buffer) -> None:
+    async with export.writers(1) as (writer,):
+        await settled(thread.submit(writer.write, offset, data), stop=writer.stop)
+
+
+async def honest(client: Client) -> None:
+    """Serve an export of zeros."""
+    await client.open(SIZE)
+    while True:
+        await answer(client, await client.request())
+
+
+async def answer(client: Client, request: Request) -> None:
+    if request.kind == peer.READ:
+        await client.say(peer.data(request.cookie, request.offset, bytes(request.length), done=True))
+    else:
+        await client.say(peer.simple(request.cookie))
+
+
+# --- what servers say ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.one_loop
+@pytest.mark.parametrize("behaviour", MET, ids=[f"{each.threat}-{each.name}" for each in MET])
+async def test_hostile_servers_end_as_on_the_loop(thread: Workers, certificates: Path, behaviour: Behaviour) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+    async def hostile(client: Client) -> None:
+        await behaviour.script(client, context)
+        await client.silence()
+
+    async with asyncio.timeout(10), opened(honest, hostile, timeouts=None if behaviour.patient else HURRIED) as export:
+        with pytest.raises(behaviour.error, match=behaviour.says) as caught:
+            if behaviour.using is reads:
+                await read(thread, export, READ)
+            else:
+                await write(thread, export, 0, bytes(READ))
+        assert type(caught.value) is behaviour.error
+        assert export.connections == (2 if behaviour.lives else 1)
+
+
+def cut(content: bytes, *at: int) -> list[bytes]:
+    return [content[start:end] for start, end in zip((0, *at), (*at, len(content)), strict=True)]
+
+
+CONTENT = bytes(range(1, 201)) + bytes(56)
+
+REPLIES: dict[str, Callable[[int], list[bytes]]] = {
+    "in one": lambda cookie: [peer.data(cookie, 0, CONTENT, done=True)],
+    "byte by byte": lambda cookie: [bytes([byte]) for byte in peer.data(cookie, 0, CONTENT, done=True)],
+    "cut in the header": lambda cookie: cut(peer.data(cookie, 0, CONTENT, done=True), 3, 20),
+    "cut in the data": lambda cookie: cut(peer.data(cookie, 0, CONTENT, done=True), 28, 29, 200),
+    "done by itself": lambda cookie: [peer.data(cookie, 0, CONTENT), peer.chunk(cookie, peer.NONE, done=True)],
+    "in pieces": lambda cookie: [
+        peer.data(cookie, 100, CONTENT[100:]) + peer.data(cookie, 0, CONTENT[:50]),
+        peer.data(cookie, 50, CONTENT[50:100], done=True),
+    ],
+    "with a hole": lambda cookie: [peer.data(cookie, 0, CONTENT[:200]) + peer.hole(cookie, 200, 56, done=True)],
+    "a hole first": lambda cookie: cut(peer.hole(cookie, 200, 56) + peer.data(cookie, 0, CONTENT[:200], done=True), 31),
+}
+
+
+@pytest.mark.parametrize("said", REPLIES.values(), ids=REPLIES)
+async def test_replies_of_all_shapes(thread: Workers, said: Callable[[int], list[bytes]]) -> None:
+    """Afterwards thread and loop go on where the other one stopped."""
+
+    async def script(client: Client) -> None:
+        await client.open(SIZE)
+        while True:
+            request = await client.request()
+            for part in said(request.cookie):
+                await client.say(part)
+                await asyncio.sleep(0)
+
+    async def unused(client: Client) -> None:
+        await client.open(SIZE)
+        await client.silence()
+
+    async with opened(unused, script) as export:
+        for _ in range(3):
+            assert await read(thread, export, len(CONTENT)) == CONTENT
+        export._connections.each()[0].abort()
+        assert await export.read(0, len(CONTENT)) == CONTENT
+        assert export.connections == 1
+
+
+@pytest.mark.parametrize("structured", [False, True], ids=["simple", "structured"])
+async def test_refusals_leave_the_connection_as_it_was(thread: Workers, structured: bool) -> None:
+    async def first(client: Client) -> None:
+        await client.open(SIZE, structured=structured)
+        await client.silence()
+
+    async def second(client: Client) -> None:
+        await client.open(SIZE, structured=structured)
+        request = await client.request()
+        await client.say(peer.error(request.cookie, 5) if structured else peer.simple(request.cookie, 5))
+        request = await client.request()
+        assert request.payload == b"x" * 10
+        await client.say(peer.simple(request.cookie, 28))
+        request = await client.request()
+        await client.say(
+            peer.chunk(request.cookie, peer.NONE, done=True) if structured else peer.simple(request.cookie)
+        )
+        await client.silence()
+
+    async with opened(first, second) as export:
+        with pytest.raises(RequestError, match="EIO"):
+            await read(thread, export, 100)
+        with pytest.raises(RequestError, match="ENOSPC"):
+            await write(thread, export, 7, b"x" * 10)
+        await write(thread, export, 7, b"x" * 10)
+        assert export.connections == 2
+
+
+# --- who may have it -------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_closing_is_not_lent() -> None:
+    """The transport knows before its end is told."""
+    async with opened(honest, honest, honest) as export:
+        transport = export._connections.each()[1]._stream._transport
+        assert transport is not None
+        transport.close()
+        async with export.readers(2) as readers:
+            assert len(readers) == 1
+        assert await export.read(0, 10) == bytes(10)
+
+
+async def test_without_descriptors_nothing_is_lent() -> None:
+    async with opened(honest, honest, honest) as export:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            async with export.readers(2) as readers:
+                assert readers == []
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await asyncio.gather(*(export.read(0, 10) for _ in range(6)))  # over all of them
+        assert export.connections == 3
+
+
+async def test_requests_wait_for_a_replacement_while_threads_have_the_others(thread: Workers) -> None:
+    async def leaves(client: Client) -> None:
+        await client.open(SIZE)
+        await client.request()
+        client.hang_up()
+
+    async with opened(leaves, honest, retry=Retry(delay=0.01)) as export:
+        async with export.readers(2) as (reader,):
+            assert await export.read(0, 10) == bytes(10)
+            buffer = memoryview(bytearray(b"x" * READ))
+            await settled(thread.submit(reader.read_into, 0, buffer))
+            assert buffer == bytes(READ)
+        assert export.connections == 2
+
+
+# --- durability ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_flush_goes_over_a_connection_that_no_thread_has(thread: Workers) -> None:
+    async with opened(honest, honest, retry=Retry(delay=0.01)) as export, export.writers(1) as (writer,):
+        await settled(thread.submit(writer.write, 0, b"x" * 100))
+        writer.settle()
+        async with asyncio.timeout(5):
+            assert await export.flush()
+
+
+async def test_a_flush_waits_for_the_only_connection_that_can_vouch(thread: Workers) -> None:
+    heard: list[list[int]] = []
+
+    async def vouches(client: Client) -> None:
+        await client.open(SIZE)
+        kinds: list[int] = []
+        heard.append(kinds)
+        while True:
+            request = await client.request()
+            kinds.append(request.kind)
+            await answer(client, request)
+
+    async with opened(honest, vouches, retry=Retry(delay=0.01)) as export:
+        async with export.writers(1) as (writer,):
+            await settled(thread.submit(writer.write, 0, b"x" * 100))
+            writer.settle()
+            export._connections.each()[0].abort()
+            flush = asyncio.ensure_future(export.flush())
+            await export.read(0, 10)  # over the replacement, which knows nothing of the write
+            assert not flush.done()
+        async with asyncio.timeout(5):
+            assert await flush
+        assert heard == [[peer.WRITE, peer.FLUSH], [peer.READ]]
+
+
+async def test_writes_that_were_acknowledged_before_the_loss_are_missed(thread: Workers) -> None:
+    async def forgets(client: Client) -> None:
+        await client.open(SIZE)
+        await answer(client, await client.request())
+        await client.request()
+        client.hang_up()
+
+    async with opened(honest, forgets, retry=Retry(delay=0.01)) as export:
+        async with export.writers(1) as (writer,):
+            await settled(thread.submit(writer.write, 4096, b"x" * 100))
+            with pytest.raises(ConnectionLostError):
+                await settled(thread.submit(writer.write, 8192, b"y" * 100))
+            export._connections.each()[0].abort()
+        with pytest.raises(WritesLostError) as lost:
+            await export.flush()
+        assert list(lost.value.ranges) == [(4096, 4196)]
+
+
+# --- the end ---------------------------------------------------------------------------------------------------------
+
+
+async def drips(client: Client) -> None:
+    await client.open(64 * MiB)
+    request = await client.request()
+    await client.say(peer.chunk(request.cookie, peer.OFFSET_DATA, bytes(8), done=True, length=8 + request.length))
+    while True:
+        await client.say(b"x")
+        await asyncio.sleep(0.02)
+
+
+async def sips(client: Client) -> None:
+    await client.open(64 * MiB)
+    while True:
+        await client.hear(1 << 16)
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(("script", "kind"), [(drips, "read"), (sips, "write")], ids=["read", "write"])
+async def test_a_stop_ends_a_call_that_goes_on_and_on(
+    thread: Workers, script: Script, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sfasync.transport.line._GRACE", 0.1)
+
+    async def first(client: Client) -> None:
+        await client.open(64 * MiB)
+        await client.silence()
+
+    data = bytearray(32 * MiB)
+    async with asyncio.timeout(10), opened(first, script) as export:
+        task = asyncio.ensure_future(
+            read(thread, export, len(data)) if kind == "read" else write(thread, export, 0, data)
+        )
+        await asyncio.sleep(0.3)
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert export.connections == 1
+
+
+async def test_closing_an_export_takes_its_connections_from_threads(thread: Workers) -> None:
+    async def deaf(client: Client) -> None:
+        await client.open(SIZE)
+        await client.deafness()
+
+    async with asyncio.timeout(10), opened(honest, deaf, timeouts=Timeouts(close=0.1)) as export:
+        reading = asyncio.ensure_future(read(thread, export, READ))
+        await asyncio.sleep(0.05)
+        await export.aclose()
+        with pytest.raises(ConnectionLostError):
+            await reading
+        assert export.connections == 0
+
+
+async def test_a_stop_between_two_calls_costs_nothing(thread: Workers) -> None:
+    async with opened(honest, honest) as export:
+        async with export.readers(1) as (reader,):
+            reader.stop()
+            with pytest.raises(ConnectionLostError, match="given up"):
+                await settled(thread.submit(reader.read_into, 0, memoryview(bytearray(10))))
+        assert export.connections == 2
+        assert await read(thread, export, 10) == bytes(10)
+
+
+async def test_a_server_that_is_busy_is_given_up(thread: Workers) -> None:
+    with nbdkit("memory", "1M", "rdelay=5", filters=("delay",)) as server:
+        async with await open_export(server.uri, connections=2, timeouts=HURRIED) as export:
+            await export.connected()
+            with pytest.raises(DeadlineError, match="no byte came or left"):
+                await read(thread, export, READ)
+
+
+@pytest.mark.parametrize("tcp", [False, True], ids=["unix", "tcp"])
+async def test_thread_and_loop_take_turns(thread: Workers, tcp: bool) -> None:
+    with nbdkit("memory", "8M", tcp=tcp) as server:
+        async with await open_export(server.uri, connections=2) as export:
+            await export.connected()
+            for turn in range(3):
+                data = bytes([turn + 1]) * (3 * MiB + turn)
+                await write(thread, export, turn * MiB, data)
+                length = turn * MiB + len(data)
+                assert await read(thread, export, length) == await export.read(0, length)
+                assert await export.read(turn * MiB, len(data)) == data
+            export._connections.each()[0].abort()
+            assert await export.read(2 * MiB, MiB) == b"\3" * MiB
+            assert export.connections == 1
+
+
+async def test_tls_is_for_the_loop(certificates: Path) -> None:
+    with nbdkit("memory", "1M", tls=certificates) as server:
+        async with await open_export(server.uri, connections=2) as export:
+            await export.connected()
+            async with export.readers(1) as readers, export.writers(1) as writers:
+                assert (readers, writers) == ([], [])
