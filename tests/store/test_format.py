@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
 from blake3 import blake3
 
 from sfasync import Engine
@@ -19,6 +20,8 @@ from sfasync.store.repository import Repository
 
 from ..support.tracking import TrackingPlatform
 from .support import CHUNK, back_up, noise, text
+
+pytestmark = pytest.mark.one_loop  # what is looked at is files
 
 if sys.version_info >= (3, 14):
     from compression import zstd

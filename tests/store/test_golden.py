@@ -14,6 +14,8 @@ from ..support.memory import MemoryDisk
 from .support import read_disk
 from .test_format import Reader
 
+pytestmark = pytest.mark.one_loop  # what is looked at is files
+
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:

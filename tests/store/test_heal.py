@@ -25,6 +25,8 @@ from sfasync.store.seal import BlobKind
 from .support import CHUNK, back_up, files, flip, noise, read_disk, text
 from .test_format import Reader
 
+pytestmark = pytest.mark.one_loop  # what is damaged and mended is files; threads read them
+
 CONTENT = text(CHUNK, 1) + noise(2 * CHUNK, 2) + bytes(CHUNK) + noise(400, 3)
 
 

@@ -22,6 +22,8 @@ from ..support.memory import MemoryDisk
 from ..support.tracking import TrackedSnapshotDisk, TrackingPlatform
 from .support import CHUNK, back_up, files, flip, manifest_of, noise, read_disk, write_disk
 
+pytestmark = pytest.mark.one_loop  # what is lost is files; threads read them
+
 SIZE = 130 * CHUNK + 512
 
 

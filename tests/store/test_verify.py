@@ -102,6 +102,7 @@ def targets(place: Path, part: str) -> list[Path]:
     return [path for path in files(place) if part in str(path.relative_to(place))]
 
 
+@pytest.mark.one_loop
 @pytest.mark.parametrize("part", ["config", "index/", "backups/"])
 async def test_every_flipped_byte_of_small_objects_is_found_and_named(case: Case, part: str) -> None:
     for path in targets(case.place, part):
@@ -115,6 +116,7 @@ async def test_every_flipped_byte_of_small_objects_is_found_and_named(case: Case
     assert (await case.verify()).ok
 
 
+@pytest.mark.one_loop
 async def test_every_flipped_byte_of_packs_is_found_and_named(case: Case) -> None:
     for path in targets(case.place, "packs/"):
         name = str(path.relative_to(case.place))
@@ -128,6 +130,7 @@ async def test_every_flipped_byte_of_packs_is_found_and_named(case: Case) -> Non
     assert (await case.verify()).ok
 
 
+@pytest.mark.one_loop
 async def test_exactly_the_backups_that_cannot_be_restored_are_named(case: Case) -> None:
     for path in targets(case.place, "packs/"):
         content = path.read_bytes()
