@@ -7,6 +7,7 @@ a full one: nothing that was kept on the platform's word is left in it.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
@@ -17,6 +18,7 @@ from .audit import SEEDS, Sample, Stretch
 from .basis import Basis, Parent
 from .errors import CbtError, IntegrityError, SourceError, TlsError
 from .extents import chunks, with_also, zero_outside
+from .hauling import haul
 from .interfaces import (
     AllocatedDisk,
     BackupSession,
@@ -27,7 +29,7 @@ from .interfaces import (
     Source,
     SurveyedSource,
 )
-from .models import AuditRecord, DiskRecord, Extent, Frozen
+from .models import AuditRecord, DiskRecord, Extent, Frozen, Limits
 from .pipeline import transfer
 from .progress import Meter, Reporter
 from .resources import Resources
@@ -74,6 +76,7 @@ class DiskBackup:
         full_allowed: Whether it may be read in full where changes are not known.
         zero_bad_blocks: Whether what cannot be read is backed up as zeros.
         audit: How much of what is called unchanged is read again.
+        alone: Whether the backup has no other disk, so that threads may be busy with this one alone.
 
     Attributes:
         is_read: Whether the snapshot is not needed any more.
@@ -92,6 +95,7 @@ class DiskBackup:
         full_allowed: bool,
         zero_bad_blocks: bool,
         audit: Sample,
+        alone: bool,
     ) -> None:
         self._disk = disk
         self._view = view
@@ -103,6 +107,7 @@ class DiskBackup:
         self._full_allowed = full_allowed
         self._zero_bad_blocks = zero_bad_blocks
         self._sample = audit
+        self._alone = alone
         self._untold: Extent | None = None
         self._warnings: list[str] = []
         self.is_read = False
@@ -179,7 +184,8 @@ class DiskBackup:
         self, source: Source, writer: DiskWriter, basis: Basis, meter: Meter
     ) -> tuple[AuditRecord | None, tuple[str, str]]:
         """Move all of it, as what it builds on allows; gives how far audits have come, and the root and tree digest."""
-        limits = self._resources.limits
+        limits, pool = self._resources.limits, self._resources.pool
+        lanes = limits.requests * limits.connections
         audited = audit = None
         async with AsyncExitStack() as stack:
             changed = await stack.enter_async_context(changes(self._disk, basis, source.size, self._resources))
@@ -196,8 +202,11 @@ class DiskBackup:
                 audited=audited,
             )
             steps = await stack.enter_async_context(aclosing(remaining(plan, writer, meter)))
-            lanes = limits.requests * limits.connections
-            await transfer(steps, source, writer, pool=self._resources.pool, lanes=lanes, meter=meter)
+            if basis.record is None and self._alone and not self._resources.carrying.locked():
+                async with self._resources.carrying:
+                    await haul(steps, source, writer, threads=_threads(limits), pool=pool, lanes=lanes, meter=meter)
+            else:
+                await transfer(steps, source, writer, pool=pool, lanes=lanes, meter=meter)
         result = await writer.finish()
         return replace(audit, chunks=meter.audited) if audit is not None else None, result
 
@@ -240,6 +249,11 @@ class DiskBackup:
             f"disk {self._disk.id!r}: the platform called {untold.length} bytes from {untold.offset} unchanged, and "
             f"they are not; it was read in full, and {len(suspects)} earlier backups are suspect"
         )
+
+
+def _threads(limits: Limits) -> int:
+    """Threads that may carry a disk: one more than can work at once, as long as one connection stays free."""
+    return min(len(os.sched_getaffinity(0)) + 1, limits.connections - 1)
 
 
 def map_of(disk: SnapshotDisk, source: Source) -> AsyncIterator[Extent]:

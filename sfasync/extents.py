@@ -125,9 +125,9 @@ async def loads(plan: AsyncIterator[Step], *, most: int) -> AsyncGenerator[list[
 async def again(
     left: Sequence[Step], plan: AsyncIterator[Step], *, piece: int | Callable[[], int]
 ) -> AsyncGenerator[Step, None]:
-    """Steps of a plan that were not done, cut into pieces if they are data, and then what is left of the plan."""
+    """Steps of a plan that were not done, cut into pieces if they are all data, and then what is left of the plan."""
     for step in left:
-        if step.action is Action.DATA:
+        if step.action is Action.DATA and not step.zeros:
             for part in _cut(step.offset, step.offset + step.length, piece):
                 yield part
         else:

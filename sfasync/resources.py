@@ -27,6 +27,7 @@ class Resources:
         endpoints: Opens disks.
         slots: Taken by each disk while it is moved, after its shares.
         throttle: What every read passes; None without a limit.
+        carrying: Held by the backup that has threads of its own, so that there are never too many.
     """
 
     def __init__(self, limits: Limits, timeouts: Timeouts, retry: Retry, tls: TlsPolicy | None = None) -> None:
@@ -37,6 +38,7 @@ class Resources:
         self.endpoints = Endpoints(limits, timeouts, self.workers, retry, tls)
         self.slots = asyncio.Semaphore(limits.disks)
         self._shares = Shares()
+        self.carrying = asyncio.Lock()
         self.throttle = Throttle(limits.rate) if limits.rate else None
 
     def share(self, most: Mapping[str, int]) -> AbstractAsyncContextManager[None]:

@@ -28,8 +28,8 @@ RINGS = (
     {"pipeline", "platform", "store", "transport"},
     {
         *("backup", "badblocks", "basis", "carrying", "config", "conversion", "copying", "destinations", "diskbackup"),
-        *("drivers", "endpoints", "engine", "estimate", "jobs", "programs", "qcow2", "recovery", "resources"),
-        *("resuming", "restore", "rewriting", "secrets", "sparse", "streaming", "targets"),
+        *("drivers", "endpoints", "engine", "estimate", "hauling", "jobs", "programs", "qcow2", "recovery"),
+        *("resources", "resuming", "restore", "rewriting", "secrets", "sparse", "streaming", "targets"),
     },
     {"lab"},
     {"__init__", "__main__", "cli", "vddk"},

@@ -10,10 +10,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import NamedTuple
 
+from ..blocking import Writer
 from ..errors import CbtError, StateError, UsageError
 from ..extents import align_down, align_up
 from ..interfaces import Buffer, SparseChunk
@@ -36,6 +37,24 @@ _Finished = tuple[int, int, bytes, Stored, DiskNotes | None]
 _ZEROS = memoryview(ZEROS)
 
 _local = threading.local()
+
+
+class _Sealer:
+    """A `Writer`: one thread's end of a disk.
+
+    Args:
+        write: Stores whole chunks.
+    """
+
+    def __init__(self, write: Callable[[int, Buffer], None]) -> None:
+        self.waited = 0.0  # for no answer
+        self.write = write
+
+    def stop(self) -> None:
+        """Nothing to do: a chunk takes milliseconds, unless the disk of the repository hangs."""
+
+    def settle(self) -> None:
+        """Nothing to do: who writes tells the tree."""
 
 
 class ChunkWriter:
@@ -126,6 +145,11 @@ class ChunkWriter:
             self._check_range(offset, view.nbytes)
             await self._workers.run_to_end(self._write, offset, view, self._notes_of(offset, view.nbytes))
 
+    @asynccontextmanager
+    async def writers(self, count: int) -> AsyncIterator[list[Writer]]:
+        """As of `BlockingSink`, for whole chunks: who has read them stores them, without a worker."""
+        yield [_Sealer(self._write_now) for _ in range(count)]
+
     async def write_sparse(self, chunks: Sequence[SparseChunk]) -> None:
         """Store chunks that are zeros but for some parts; at most 128. Cancelling and errors as of `write`."""
         for chunk in chunks:
@@ -214,6 +238,12 @@ class ChunkWriter:
         return self.result
 
     # --- in a thread ------------------------------------------------------------------------------------------------
+
+    def _write_now(self, offset: int, data: Buffer) -> None:
+        """As `write`, in the thread of the caller."""
+        with memoryview(data) as view:
+            self._check_range(offset, view.nbytes)
+            self._write(offset, view, self._notes_of(offset, view.nbytes))
 
     def _write(self, offset: int, view: memoryview, notes: DiskNotes | None) -> None:
         """Digest, deduplicate, compress, check, store: all that a chunk needs."""

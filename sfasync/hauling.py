@@ -1,0 +1,111 @@
+"""Moves a whole disk into a backup: long stretches of data by threads that carry them, the rest by the pipeline.
+
+A thread reads a chunk and seals it while it is in the cache of its processor, without a word with the event loop. What
+is only a few chunks long, or has zeros inside, is not worth a thread: that is gathered for the pipeline::
+
+    plan       DDDDDDDDDDDDzDDZZZZDDDDDDDDDDDD     D a chunk of data, z one with zeros inside
+    threads    ------------       ------------
+    pipeline               ----   (and the zeros)
+
+What threads leave, because something failed or the source is far away, is the pipeline's as well (`carrying`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import Final
+
+from .buffers import BufferPool
+from .carrying import STRETCH, carriers
+from .extents import Action, Step, again
+from .interfaces import DiskWriter, Source
+from .pipeline import transfer
+from .progress import Meter
+
+_LEAST: Final = 4
+"""Chunks next to each other that are worth a thread's while."""
+
+_GATHERED: Final = 1024
+"""Steps that are kept for the pipeline; more are carried out at once."""
+
+
+async def haul(
+    plan: AsyncIterator[Step],
+    source: Source,
+    writer: DiskWriter,
+    *,
+    threads: int,
+    pool: BufferPool,
+    lanes: int,
+    meter: Meter,
+) -> None:
+    """Carry out a plan of DATA, each step a chunk, and ZERO.
+
+    Args:
+        plan: What to do, in order; closed by the caller.
+        source: Read.
+        writer: Written.
+        threads: How many may carry.
+        pool: Gives the memory.
+        lanes: As of `transfer`.
+        meter: Counts what is done.
+
+    Raises:
+        SfasyncError: As of `transfer`.
+    """
+
+    async def pipeline(steps: AsyncIterator[Step]) -> None:
+        await transfer(steps, source, writer, pool=pool, lanes=lanes, meter=meter)
+
+    kept: list[Step] = []
+    left: list[Step] = []
+    # Its block ends before the last of the pipeline begins, which needs the connections of the threads.
+    async with carriers(source, writer, count=threads, block=0, meter=meter) as carrying:
+        if carrying.count:
+            async with aclosing(_stretches(plan, kept, pipeline)) as stretches:
+                left = await carrying.carry(stretches, writer, piece=writer.chunk_size, pool=pool)
+    await pipeline(again([*left, *kept], plan, piece=writer.chunk_size))
+
+
+async def _stretches(
+    plan: AsyncIterator[Step], kept: list[Step], pipeline: Callable[[AsyncIterator[Step]], Awaitable[None]]
+) -> AsyncGenerator[Step, None]:
+    """What of a plan is for threads; `kept` holds what is not, and what was not yet given out when this ends early."""
+    stretch: list[Step] = []
+    async for step in plan:
+        if stretch and not _continues(stretch, step):
+            if len(stretch) >= _LEAST:
+                kept.append(step)  # until somebody comes for the next stretch, who may not
+                yield _joined(stretch)
+                kept.pop()
+            else:
+                kept += stretch
+            stretch = []
+        if step.action is Action.DATA and not step.zeros:
+            stretch.append(step)
+        else:
+            kept.append(step)
+        if len(kept) >= _GATHERED:
+            batch, kept[:] = kept[:], []
+            await pipeline(_each(batch))
+    if len(stretch) >= _LEAST:
+        yield _joined(stretch)
+    else:
+        kept += stretch
+
+
+def _continues(stretch: Sequence[Step], step: Step) -> bool:
+    length = step.offset - stretch[0].offset
+    adjacent = stretch[-1].offset + stretch[-1].length == step.offset
+    return step.action is Action.DATA and not step.zeros and adjacent and length < STRETCH
+
+
+def _joined(stretch: Sequence[Step]) -> Step:
+    end = stretch[-1].offset + stretch[-1].length
+    return stretch[0]._replace(length=end - stretch[0].offset)
+
+
+async def _each(steps: Sequence[Step]) -> AsyncIterator[Step]:
+    for step in steps:
+        yield step

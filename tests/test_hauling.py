@@ -1,0 +1,212 @@
+"""Full backups that threads carry: every byte, what is the pipeline's, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sfasync import Engine, Limits, Repository, Retry, SourceError, StorageError
+from sfasync.extents import Action, Step
+from sfasync.hauling import _stretches
+from sfasync.store.intake import Intake
+from sfasync.store.writer import ChunkWriter
+from sfasync.units import KiB, MiB
+
+from .support.images import same_content
+from .support.resetting import resetting
+from .support.servers import nbdkit
+
+SIZE = 52 * MiB + 12 * KiB
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two long stretches of data, between them a hole, a chunk with a hole inside, a single one and one of zeros."""
+    path = tmp_path_factory.mktemp("images") / "source.raw"
+    source = random.Random(9)
+    with path.open("wb") as file:
+        file.write(source.randbytes(20 * MiB + 100 * KiB))
+        file.seek(21 * MiB - 100 * KiB)
+        file.write(source.randbytes(MiB))
+        file.seek(25 * MiB)
+        file.write(source.randbytes(3 * MiB) + bytes(MiB) + source.randbytes(18 * MiB))
+        file.truncate(SIZE)
+        file.seek(SIZE - 5)
+        file.write(b"ended")
+    return path
+
+
+@pytest.fixture
+def carried(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes of the chunks that threads have carried, with as many threads as are wanted and no end far away."""
+    monkeypatch.setattr("sfasync.transport.export._SOON", 5.0)
+    monkeypatch.setattr("sfasync.carrying._PATIENCE", float("inf"))
+    lengths: list[int] = []
+    write = ChunkWriter._write_now
+
+    def noting(self: ChunkWriter, offset: int, data: memoryview) -> None:
+        write(self, offset, data)
+        lengths.append(len(data))
+
+    monkeypatch.setattr(ChunkWriter, "_write_now", noting)
+    return lengths
+
+
+@pytest.fixture
+async def repository(tmp_path: Path) -> AsyncIterator[Repository]:
+    async with await Repository.open(tmp_path / "repository", create=True) as repository:
+        yield repository
+
+
+async def check(engine: Engine, backup: str, image: Path, directory: Path) -> None:
+    await engine.restore_vm(backup, to=directory)
+    assert same_content(image, directory / "vda.raw")
+
+
+async def test_every_byte_is_in_the_backup(
+    image: Path, repository: Repository, tmp_path: Path, carried: list[int]
+) -> None:
+    with nbdkit("file", image) as server:
+        async with Engine(repository) as engine:
+            backup = await engine.backup_vm("vm", disks={"vda": server.uri})
+            again = await engine.backup_vm("vm", disks={"vda": server.uri})
+            await check(engine, backup.id, image, tmp_path / "restored")
+    (disk,) = backup.disks
+    assert 30 * MiB < sum(carried) // 2 < SIZE - 8 * MiB, "long stretches, and only those"
+    statistics = disk.statistics
+    assert statistics.bytes_new + statistics.bytes_zero == SIZE
+    assert again.disks[0].tree == disk.tree
+    assert again.disks[0].statistics.bytes_duplicate == statistics.bytes_new
+
+
+async def test_several_disks_are_the_workers(image: Path, repository: Repository, carried: list[int]) -> None:
+    """Who has threads of its own would leave the others behind."""
+    with nbdkit("file", image) as server:
+        async with Engine(repository) as engine:
+            await engine.backup_vm("vm", disks={"vda": server.uri, "vdb": server.uri})
+    assert carried == []
+
+
+async def test_one_backup_at_a_time_has_threads(image: Path, repository: Repository, carried: list[int]) -> None:
+    with nbdkit("file", image, "rdelay=20ms", filters=("delay",)) as server:
+        async with Engine(repository) as engine:
+            await asyncio.gather(*(engine.backup_vm(vm, disks={"vda": server.uri}) for vm in ("a", "b")))
+    assert 0 < sum(carried) < SIZE
+
+
+@pytest.mark.usefixtures("carried")
+async def test_what_a_server_refuses_now_and_then_is_asked_for_again(
+    image: Path, repository: Repository, tmp_path: Path
+) -> None:
+    with nbdkit("file", image, "error-pread=EIO", "error-pread-rate=20%", filters=("error",)) as server:
+        async with Engine(repository, retry=Retry(attempts=12)) as engine:
+            backup = await engine.backup_vm("vm", disks={"vda": server.uri})
+            await check(engine, backup.id, image, tmp_path / "restored")
+
+
+async def test_lost_connections_are_replaced(
+    image: Path, repository: Repository, tmp_path: Path, carried: list[int]
+) -> None:
+    with nbdkit("file", image, tcp=True) as server, resetting(server, every=9 * MiB, most=3) as proxy:
+        async with Engine(repository, retry=Retry(delay=0.01)) as engine:
+            backup = await engine.backup_vm("vm", disks={"vda": proxy.uri})
+            await check(engine, backup.id, image, tmp_path / "restored")
+    assert carried
+
+
+@pytest.mark.usefixtures("carried")
+async def test_a_disk_that_cannot_be_read_ends_it(image: Path, repository: Repository) -> None:
+    with nbdkit("file", image, "error-pread=EIO", "error-pread-rate=100%", filters=("error",)) as server:
+        async with Engine(repository, retry=Retry(attempts=2)) as engine:
+            with pytest.raises(SourceError) as failure:
+                await engine.backup_vm("vm", disks={"vda": server.uri})
+    assert failure.value.disk == "vda"
+    assert await repository.backups() == []
+
+
+async def test_a_repository_that_cannot_be_written_ends_it(
+    image: Path, repository: Repository, carried: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session has failed in a thread; what the pipeline is left with fails with the same cause."""
+    put = Intake.put
+    calls = 0
+
+    def failing(self: Intake, *args: object, **options: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 9:
+            error = StorageError("the disk is full")
+            self.fail(error)
+            raise error
+        return put(self, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Intake, "put", failing)
+    with nbdkit("file", image) as server:
+        async with Engine(repository) as engine:
+            with pytest.raises(StorageError, match="the disk is full"):
+                await engine.backup_vm("vm", disks={"vda": server.uri})
+    assert carried
+    assert await repository.backups() == []
+
+
+async def test_cancelling_is_prompt(repository: Repository, carried: list[int]) -> None:
+    with nbdkit("pattern", "100G") as server:
+        async with Engine(repository) as engine:
+            job = engine.start_backup("vm", disks={"vda": server.uri})
+            while len(carried) < 6:
+                await asyncio.sleep(0.005)
+            began = time.monotonic()
+            job.cancel()
+            await job.ended()
+            assert time.monotonic() - began < 5
+    assert await repository.backups() == []
+
+
+async def test_one_connection_is_the_pipelines(image: Path, repository: Repository, carried: list[int]) -> None:
+    with nbdkit("file", image) as server:
+        async with Engine(repository, limits=Limits(connections=1)) as engine:
+            await engine.backup_vm("vm", disks={"vda": server.uri})
+    assert carried == []
+
+
+@given(picture=st.text("Dz0", max_size=60), taken=st.integers(0, 5))
+async def test_each_step_goes_one_way(picture: str, taken: int) -> None:
+    """Letters are chunks: data, data with zeros inside, zeros; whoever takes stretches may stop after some of them."""
+    steps = [
+        Step(Action.ZERO, index, 1) if kind == "0" else Step(Action.DATA, index, 1, ((index, index),) * (kind == "z"))
+        for index, kind in enumerate(picture)
+    ]
+
+    async def planned() -> AsyncIterator[Step]:
+        for step in steps:
+            yield step
+
+    async def pipeline(batch: AsyncIterator[Step]) -> None:
+        batched.extend([step async for step in batch])
+
+    batched: list[Step] = []
+    kept: list[Step] = []
+    carried: list[Step] = []
+    plan = planned()
+    async with aclosing(_stretches(plan, kept, pipeline)) as stretches:
+        async for stretch in stretches:
+            carried.append(stretch)
+            if len(carried) == taken:
+                break
+    rest = [step async for step in plan]
+    assert all(stretch.length >= 4 and not stretch.zeros for stretch in carried)
+    seen = [
+        index for step in [*carried, *kept, *batched, *rest] for index in range(step.offset, step.offset + step.length)
+    ]
+    assert sorted(seen) == list(range(len(picture)))
+    assert all(
+        picture[index] == "D" for stretch in carried for index in range(stretch.offset, stretch.offset + stretch.length)
+    )
