@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import random
 import signal
+import threading
 import time
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Set
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sfasync import DeadlineError, Engine, Limits, Retry, SourceError, TargetError, Timeouts
+from sfasync.blocking import Reader, Writer
+from sfasync.interfaces import Buffer
+from sfasync.models import CopyResult
 from sfasync.transport.export import open_export
 from sfasync.units import KiB, MiB
 
 from .support import peer
 from .support.images import same_content
 from .support.liar import Client, Request, liar
+from .support.memory import MemoryDisk
 from .support.resetting import resetting
 from .support.servers import nbdkit, qemu_nbd
 
@@ -260,3 +270,243 @@ async def test_the_pipeline_has_all_connections_when_threads_are_done() -> None:
     assert result.bytes_read == 64 * MiB
     assert len(most) == 4
     assert min(most) > 1
+
+
+# --- any disk, any fault ---------------------------------------------------------------------------------------------
+
+
+class ThreadedDisk(MemoryDisk):
+    """A disk in memory for threads; a call in a thread that fails leaves the worst behind.
+
+    Args:
+        content: The bytes.
+        block_size: Alignment of all calls.
+        faults: Numbers of calls in threads that fail.
+        far: Number of the call after which all take their time.
+    """
+
+    def __init__(self, content: bytes, *, block_size: int, faults: Set[int], far: int) -> None:
+        super().__init__(content, grain=512, block_size=block_size)
+        self.faults = faults
+        self.far = far
+        self.calls = itertools.count()
+        self.busy = 0  # threads that are in a call
+
+    @asynccontextmanager
+    async def readers(self, count: int) -> AsyncIterator[list[Reader]]:
+        yield [_End(self) for _ in range(count)]
+        assert not self.busy
+
+    @asynccontextmanager
+    async def writers(self, count: int) -> AsyncIterator[list[Writer]]:
+        yield [_End(self) for _ in range(count)]
+        assert not self.busy
+
+
+class _End:
+    def __init__(self, disk: ThreadedDisk) -> None:
+        self.waited = 0.0
+        self._disk = disk
+        self._stopped = threading.Event()
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        with self._call(offset, len(buffer)) as fails:
+            buffer[:] = b"?" * len(buffer) if fails else self._disk.content[offset : offset + len(buffer)]
+
+    def write(self, offset: int, data: Buffer) -> None:
+        with self._call(offset, len(data)) as fails:
+            self._disk.content[offset : offset + len(data)] = b"!" * len(data) if fails else data
+
+    @contextmanager
+    def _call(self, offset: int, length: int) -> Iterator[bool]:
+        disk = self._disk
+        assert offset % disk.block_size == 0
+        assert length % disk.block_size == 0 or offset + length == disk.size
+        number = next(disk.calls)
+        disk.busy += 1
+        try:
+            yield number in disk.faults
+        finally:
+            disk.busy -= 1
+        if number >= disk.far:
+            self.waited += 1.0
+        if number in disk.faults:
+            raise SourceError(f"call {number}")
+
+    def settle(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A copy: what is there, how it is made, what goes wrong."""
+
+    content: bytes
+    blocks: tuple[int, int]
+    request_size: int | None
+    sparse: int
+    extents: bool
+    zeroed: bool
+    faults: tuple[frozenset[int], frozenset[int]]
+    far: int
+    news: float
+
+    def disks(self) -> tuple[ThreadedDisk, ThreadedDisk]:
+        source = ThreadedDisk(self.content, block_size=self.blocks[0], faults=self.faults[0], far=self.far)
+        before = (b"\0" if self.zeroed else b"\xff") * len(self.content)
+        return source, ThreadedDisk(before, block_size=self.blocks[1], faults=self.faults[1], far=self.far)
+
+    async def copied(self, engine: Engine, source: ThreadedDisk, target: ThreadedDisk) -> CopyResult:
+        return await engine.copy(
+            source,
+            target,
+            request_size=self.request_size,
+            sparse=self.sparse,
+            extents=self.extents,
+            destination_is_zero=self.zeroed,
+        )
+
+
+def _content(parts: list[tuple[int, int]]) -> bytes:
+    return b"".join(bytes([byte]) * length for byte, length in parts)
+
+
+cases = st.builds(
+    Case,
+    content=st.lists(
+        st.tuples(st.sampled_from([0, 0, 1, 2]), st.sampled_from([1, 511, 512, 513, 4096, 8192, 12 * KiB, 30_000])),
+        min_size=1,
+        max_size=12,
+    ).map(_content),
+    blocks=st.tuples(*[st.sampled_from([1, 512, 4096])] * 2),
+    request_size=st.sampled_from([None, 4 * KiB, 16 * KiB, 64 * KiB]),
+    sparse=st.sampled_from([0, 512, 4 * KiB, 64 * KiB]),
+    extents=st.booleans(),
+    zeroed=st.booleans(),
+    faults=st.tuples(*[st.frozensets(st.integers(0, 12), max_size=2)] * 2),
+    far=st.sampled_from([0, 4, 1 << 30]),
+    news=st.sampled_from([1e-9, 1.0]),
+)
+
+
+@contextmanager
+def small(case: Case) -> Iterator[None]:
+    """Stretches and pieces of a few KiB."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sfasync.copying.STRETCH", 16 * KiB)
+        patch.setattr("sfasync.copying.PIECE", 8 * KiB)
+        patch.setattr("sfasync.carrying._NEWS", case.news)
+        yield
+
+
+@settings(max_examples=100)
+@given(case=cases)
+def test_every_byte_of_any_disk(case: Case) -> None:
+    async def run() -> None:
+        source, target = case.disks()
+        async with Engine() as engine:
+            result = await case.copied(engine, source, target)
+            assert engine._resources.pool.in_use == 0
+        assert target.content == source.content
+        assert result.bytes_read + result.bytes_zero == result.size == len(case.content)
+        assert next(source.calls) or not any(case.content)  # threads were there
+
+    with small(case):
+        asyncio.run(run())
+
+
+@settings(max_examples=50)
+@given(case=cases, turns=st.integers(0, 30))
+def test_cancelling_at_any_moment(case: Case, turns: int) -> None:
+    """Twice; nothing moves after it, and another copy puts everything right."""
+
+    async def run() -> None:
+        source, target = case.disks()
+        async with Engine() as engine:
+            copy = asyncio.ensure_future(case.copied(engine, source, target))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            copy.cancel()
+            await asyncio.sleep(0)
+            copy.cancel()
+            await asyncio.wait([copy])
+            assert (source.busy, target.busy, engine._resources.pool.in_use) == (0, 0, 0)
+            if case.zeroed:
+                target.content[:] = bytes(target.size)
+            await case.copied(engine, source, target)
+        assert target.content == source.content
+
+    with small(case):
+        asyncio.run(run())
+
+
+class Serving:
+    """A server that keeps to the protocol and is of no help otherwise: short chunks, holes, errors, lost connections.
+
+    Args:
+        content: The disk.
+        seed: Of everything it does.
+    """
+
+    def __init__(self, content: bytearray, seed: int) -> None:
+        self.content = content
+        self._random = random.Random(seed)
+
+    async def __call__(self, client: Client) -> None:
+        await client.open(len(self.content))
+        while True:
+            request = await client.request()
+            chance = self._random.random()
+            if chance < 0.02:
+                await client.say(peer.error(request.cookie, 5, b"not now"))
+            elif chance < 0.04:
+                await client.say(self._reply(request)[: self._random.randrange(1, 40)])
+                client.hang_up()
+                return
+            else:
+                await client.say(self._reply(request))
+
+    def _reply(self, request: Request) -> bytes:
+        start, end = request.offset, request.offset + request.length
+        if request.kind == peer.READ:
+            return self._chunks(request, start, end)
+        if request.kind == peer.BLOCK_STATUS:
+            return peer.status(request.cookie, [(request.length, 0)])
+        if request.kind == peer.WRITE:
+            self.content[start:end] = request.payload
+        elif request.kind == peer.WRITE_ZEROES:
+            self.content[start:end] = bytes(request.length)
+        return peer.simple(request.cookie)
+
+    def _chunks(self, request: Request, start: int, end: int) -> bytes:
+        """The reply to a read: in one chunk, or in three, in any order."""
+        cuts = sorted(self._random.sample(range(start, end + 1), 2)) if self._random.random() < 0.5 else []
+        ranges = [(a, b) for a, b in itertools.pairwise([start, *cuts, end]) if a < b]
+        self._random.shuffle(ranges)
+        chunks = []
+        for number, (first, last) in enumerate(ranges):
+            content, done = bytes(self.content[first:last]), number == len(ranges) - 1
+            hole = not any(content)
+            chunks.append(
+                peer.hole(request.cookie, first, last - first, done=done)
+                if hole
+                else peer.data(request.cookie, first, content, done=done)
+            )
+        return b"".join(chunks)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.usefixtures("patient")
+async def test_servers_of_no_help(seed: int) -> None:
+    """Both ends fail and are lost all the time."""
+    chance = random.Random(seed)
+    content = bytearray(b"".join(chance.choice([bytes(20_000), chance.randbytes(30_000)]) for _ in range(60)))
+    source, target = Serving(content, seed), Serving(bytearray(b"\xff" * len(content)), seed + 100)
+    with small(Case(b"", (1, 1), None, 0, True, False, (frozenset(), frozenset()), 0, 1.0)):
+        async with liar(source) as left, liar(target) as right, Engine(retry=Retry(attempts=50, delay=0.001)) as engine:
+            result = await engine.copy(left, right)
+    assert target.content == content
+    assert result.bytes_read == len(content)
