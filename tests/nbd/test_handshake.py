@@ -46,16 +46,17 @@ def drive(handshake: Handshake[_T], stream: bytes, cuts: Iterable[int] = ()) -> 
     """Feed a server's words in pieces of the given sizes, then all the rest; gives what the client said."""
     said = handshake.outgoing()
     sizes = iter(cuts)
-    while stream:
+    rest = memoryview(stream)
+    while rest:
         buffer = handshake.next_buffer()
         assert len(buffer) > 0
-        count = min(next(sizes, len(stream)), len(stream), len(buffer))
-        buffer[:count] = stream[:count]
-        stream = stream[count:]
+        count = min(next(sizes, len(rest)), len(rest), len(buffer))
+        buffer[:count] = rest[:count]
+        rest = rest[count:]
         handshake.received(count)
         said += handshake.outgoing()
         if handshake.wants_tls:
-            assert not stream, "plain text went on behind the agreement to TLS"
+            assert not rest, "plain text went on behind the agreement to TLS"
     return said
 
 
