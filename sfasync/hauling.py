@@ -7,7 +7,8 @@ is only a few chunks long, or has zeros inside, is not worth a thread: that is g
     threads    ------------       ------------
     pipeline               ----   (and the zeros)
 
-What threads leave, because something failed or the source is far away, is the pipeline's as well (`carrying`).
+What threads leave, because something failed or the source is far away, is the pipeline's as well (`carrying`). So is
+the rest of a disk whose data is scattered: there the map must not wait for the pipeline, nor the pipeline for the map.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ _LEAST: Final = 4
 """Chunks next to each other that are worth a thread's while."""
 
 _GATHERED: Final = 1024
-"""Steps that are kept for the pipeline; more are carried out at once."""
+"""Steps that are kept for the pipeline; more are carried out at once. After so many without a stretch that is worth a
+thread's while, none is expected.
+"""
 
 
 async def haul(
@@ -71,21 +74,29 @@ async def haul(
 async def _stretches(
     plan: AsyncIterator[Step], kept: list[Step], pipeline: Callable[[AsyncIterator[Step]], Awaitable[None]]
 ) -> AsyncGenerator[Step, None]:
-    """What of a plan is for threads; `kept` holds what is not, and what was not yet given out when this ends early."""
+    """What of a plan is for threads, as long as there is some; `kept` holds what is not, and what was not yet given out
+    when this ends early.
+    """
     stretch: list[Step] = []
+    since = 0  # steps that were kept since the last stretch
     async for step in plan:
         if stretch and not _continues(stretch, step):
             if len(stretch) >= _LEAST:
                 kept.append(step)  # until somebody comes for the next stretch, who may not
                 yield _joined(stretch)
                 kept.pop()
+                since = 0
             else:
                 kept += stretch
+                since += len(stretch)
             stretch = []
         if step.action is Action.DATA and not step.zeros:
             stretch.append(step)
         else:
             kept.append(step)
+            since += 1
+        if since >= _GATHERED and not stretch:
+            return
         if len(kept) >= _GATHERED:
             batch, kept[:] = kept[:], []
             await pipeline(_each(batch))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sfasync import Engine, Limits, Repository, Retry, SourceError, StorageError
 from sfasync.extents import Action, Step
-from sfasync.hauling import _stretches
+from sfasync.hauling import _each, _stretches
 from sfasync.store.intake import Intake
 from sfasync.store.writer import ChunkWriter
 from sfasync.units import KiB, MiB
@@ -210,3 +210,22 @@ async def test_each_step_goes_one_way(picture: str, taken: int) -> None:
     assert all(
         picture[index] == "D" for stretch in carried for index in range(stretch.offset, stretch.offset + stretch.length)
     )
+
+
+@pytest.mark.parametrize("dense", [0, 100])
+async def test_scattered_data_is_left_to_the_pipeline_for_good(dense: int) -> None:
+    """It must go on with the map while chunks are on their way."""
+    scattered = [
+        Step(Action.ZERO, index, 1) if index % 2 else Step(Action.DATA, index, 1, ((index, index),))
+        for index in range(dense, dense + 5000)
+    ]
+    plan = _each([*(Step(Action.DATA, index, 1) for index in range(dense)), *scattered])
+    kept: list[Step] = []
+
+    async def pipeline(batch: AsyncIterator[Step]) -> None:
+        raise AssertionError("nothing is carried out while the plan waits")
+
+    carried = [stretch async for stretch in _stretches(plan, kept, pipeline)]
+    assert sum(stretch.length for stretch in carried) == dense
+    assert kept == scattered[:1024]
+    assert [step async for step in plan] == scattered[1024:]
