@@ -1,4 +1,6 @@
-"""One disk of a backup under construction: each chunk is one call in one worker thread, and so are several sparse ones.
+"""One disk of a backup under construction: each chunk is one call in one thread, and so are several sparse ones.
+
+It is the thread of a worker, or the one that has read the chunk (`ChunkWriter.writers`).
 
 The leaves of a sparse chunk that have data are laid out in memory of the thread, which stays in its cache: the data is
 copied there, and made zero again. Nothing is done with the others. What several chunks need of the index, they ask for
