@@ -274,38 +274,38 @@ async def test_writes_that_were_acknowledged_before_the_loss_are_missed(thread: 
 # --- the end ---------------------------------------------------------------------------------------------------------
 
 
-async def drips(client: Client) -> None:
-    await client.open(64 * MiB)
-    request = await client.request()
-    await client.say(peer.chunk(request.cookie, peer.OFFSET_DATA, bytes(8), done=True, length=8 + request.length))
-    while True:
-        await client.say(b"x")
-        await asyncio.sleep(0.02)
-
-
-async def sips(client: Client) -> None:
-    await client.open(64 * MiB)
-    while True:
-        await client.hear(1 << 16)
-        await asyncio.sleep(0.02)
-
-
-@pytest.mark.parametrize(("script", "kind"), [(drips, "read"), (sips, "write")], ids=["read", "write"])
+@pytest.mark.parametrize("kind", ["read", "write"])
 async def test_a_stop_ends_a_call_that_goes_on_and_on(
-    thread: Workers, script: Script, kind: str, monkeypatch: pytest.MonkeyPatch
+    thread: Workers, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sfasync.transport.line._GRACE", 0.1)
+    begun = asyncio.Event()
 
     async def first(client: Client) -> None:
         await client.open(64 * MiB)
         await client.silence()
 
+    async def drips(client: Client) -> None:
+        await client.open(64 * MiB)
+        request = await client.request()
+        await client.say(peer.chunk(request.cookie, peer.OFFSET_DATA, bytes(8), done=True, length=8 + request.length))
+        while True:
+            await client.say(b"x")
+            begun.set()
+            await asyncio.sleep(0.02)
+
+    async def sips(client: Client) -> None:
+        await client.open(64 * MiB)
+        while True:
+            await client.hear(1 << 16)
+            begun.set()
+            await asyncio.sleep(0.02)
+
     data = bytearray(32 * MiB)
-    async with asyncio.timeout(10), opened(first, script) as export:
-        task = asyncio.ensure_future(
-            read(thread, export, len(data)) if kind == "read" else write(thread, export, 0, data)
-        )
-        await asyncio.sleep(0.3)
+    async with asyncio.timeout(10), opened(first, drips if kind == "read" else sips) as export:
+        call = read(thread, export, len(data)) if kind == "read" else write(thread, export, 0, data)
+        task = asyncio.ensure_future(call)
+        await begun.wait()
         task.cancel()
         await asyncio.sleep(0)
         task.cancel()
@@ -315,13 +315,17 @@ async def test_a_stop_ends_a_call_that_goes_on_and_on(
 
 
 async def test_closing_an_export_takes_its_connections_from_threads(thread: Workers) -> None:
+    asked = asyncio.Event()
+
     async def deaf(client: Client) -> None:
         await client.open(SIZE)
+        await client.request()
+        asked.set()
         await client.deafness()
 
     async with asyncio.timeout(10), opened(honest, deaf, timeouts=Timeouts(close=0.1)) as export:
         reading = asyncio.ensure_future(read(thread, export, READ))
-        await asyncio.sleep(0.05)
+        await asked.wait()
         await export.aclose()
         with pytest.raises(ConnectionLostError):
             await reading
