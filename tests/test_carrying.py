@@ -110,7 +110,10 @@ async def test_requests_are_no_larger_than_the_server_takes(image: Path, tmp_pat
     assert result.requests in (2, 3)
 
 
-async def test_a_server_that_is_far_away_is_left_to_the_pipeline(image: Path, tmp_path: Path) -> None:
+async def test_a_server_that_is_far_away_is_left_to_the_pipeline(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sfasync.carrying._WAITING", 0.0)  # part of the time of a piece, on a machine that is busy
     with nbdkit("file", image, "rdelay=40ms", filters=("delay",)) as server:
         async with Engine() as engine:
             result = await engine.copy(server.uri, tmp_path / "copy.raw")
@@ -243,8 +246,11 @@ async def test_with_little_memory(image: Path, tmp_path: Path) -> None:
     assert same_content(image, tmp_path / "copy.raw")
 
 
-async def test_the_pipeline_has_all_connections_when_threads_are_done() -> None:
+@pytest.mark.usefixtures("patient")
+async def test_the_pipeline_has_all_connections_when_threads_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of a thread's carries one request at a time; those of the pipeline carry several."""
+    monkeypatch.setattr("sfasync.carrying._PATIENCE", 0.0)  # long waits are told from a busy machine by their share
+    monkeypatch.setattr("sfasync.carrying._WAITING", 0.0)
     most: list[int] = []
 
     async def far(client: Client) -> None:
