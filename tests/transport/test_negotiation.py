@@ -337,7 +337,7 @@ async def drips(client: Client) -> None:
     await client.option()
     for byte in peer.listed(b"x" * 1000):
         await client.say(bytes([byte]))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize(
