@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from ..errors import IntegrityError, ObjectMissingError, StorageError
+from ..errors import IntegrityError, ObjectMissingError, StateError, StorageError
 from ..interfaces import ObjectStore
 from .cache import BadCopy, IndexCache, Location, NameAndLength, cache_path
 from .cachefile import remove_cache
@@ -55,6 +55,7 @@ class Locator:
         self._torn = False  # index objects are damaged, or were lost
         self._whole: set[bytes] = set()  # packs that have their size, since `set_usable`
         self._cache: IndexCache | None = None
+        self._closed = False
 
     @property
     def cache(self) -> IndexCache:
@@ -62,17 +63,21 @@ class Locator:
 
         Raises:
             StorageError: There is no place at all for one.
+            StateError: It was given back.
         """
         with self._lock:
+            self._check_open()
             if self._cache is None:
                 self._path = None if self._private else cache_path(self._repository)
                 self._cache = self._open()
             return self._cache
 
     def close(self) -> None:
-        """Give the cache back; idempotent. No other call may follow."""
-        if self._cache is not None:
-            self._cache.close()
+        """Give the cache back; idempotent. A call that a thread is in, or begins later, raises a `StateError`."""
+        with self._lock:
+            self._closed = True
+            if self._cache is not None:
+                self._cache.close()
 
     def sync(self) -> list[Damage]:
         """Take in index objects and records of damage that are new, drop those that are gone or replaced.
@@ -231,6 +236,7 @@ class Locator:
             try:
                 return use(cache)
             except sqlite3.Error as error:
+                self._check_open(error)
                 failure = error
             log.warning("the cache of the index is made anew: %s", failure)
             try:
@@ -239,9 +245,15 @@ class Locator:
                 failure = error
         raise StorageError(f"the cache of the index cannot be used: {failure}") from failure
 
+    def _check_open(self, error: sqlite3.Error | None = None) -> None:
+        """Somebody who was cancelled may have left a thread behind, which is in no need of a cache made anew."""
+        if self._closed:
+            raise StateError("the repository was closed") from error
+
     def _recover(self, failed: IndexCache, error: sqlite3.Error) -> None:
         """Replace a cache that failed, unless another thread has done so."""
         with self._lock:
+            self._check_open(error)
             if self._cache is not failed:
                 return
             if isinstance(error, sqlite3.OperationalError):  # locked, full, read-only: the place is of no use to us

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sfasync.errors import RepositoryVersionError
+from sfasync.errors import RepositoryVersionError, StateError
 from sfasync.store.cache import IndexCache, cache_path
 from sfasync.store.index import IndexReader, encode_index
 from sfasync.store.locator import Locator
@@ -54,6 +54,18 @@ def locator(store: MemoryStore) -> Iterator[Locator]:
 
 def known(locator: Locator, number: int) -> bool:
     return bool(locator.locations(BlobKind.CHUNK, name(number), 100))
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_who_comes_too_late_makes_no_cache(store: MemoryStore, caplog: pytest.LogCaptureFixture, used: bool) -> None:
+    """A cancelled caller may leave a thread behind that still looks something up."""
+    locator = Locator(store, REPOSITORY)
+    if used:
+        locator.sync()
+    locator.close()
+    with pytest.raises(StateError, match="closed"):
+        known(locator, 1)
+    assert caplog.messages == []
 
 
 def test_nothing_is_opened_before_it_is_needed(store: MemoryStore) -> None:
