@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -230,6 +231,11 @@ class Carriers:
         if position < end:
             self.count = 0
             self._left.append(Step(Action.DATA, position, end - position))
+
+
+def thread_count(connections: int) -> int:
+    """Threads that may carry: one more than can work at once, as long as one connection stays free."""
+    return min(len(os.sched_getaffinity(0)) + 1, connections - 1)
 
 
 @asynccontextmanager

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from .carrying import PIECE, STRETCH, Carriers, carriers
+from .carrying import PIECE, STRETCH, Carriers, carriers, thread_count
 from .errors import UsageError
 from .extents import again, align_down, align_up, pieces
 from .interfaces import Sink, Source
@@ -130,11 +129,10 @@ async def copy(
 
 
 def _carrier_count(options: CopyOptions, resources: Resources) -> int:
-    """Threads that may carry: where nobody said how many requests there are to be, and one connection stays free."""
+    """Threads that may carry; none where somebody said how many requests there are to be."""
     if options.synchronous or options.requests is not None or resources.throttle is not None:
         return 0
-    processors = len(os.sched_getaffinity(0))
-    return min(processors + 1, (options.connections or resources.limits.connections) - 1)
+    return thread_count(options.connections or resources.limits.connections)
 
 
 def tuned(options: CopyOptions, resources: Resources, alignment: int) -> Tuner:

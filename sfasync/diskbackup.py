@@ -7,7 +7,6 @@ a full one: nothing that was kept on the platform's word is left in it.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
@@ -16,6 +15,7 @@ from dataclasses import dataclass, replace
 from . import badblocks
 from .audit import SEEDS, Sample, Stretch
 from .basis import Basis, Parent
+from .carrying import thread_count
 from .errors import CbtError, IntegrityError, SourceError, TlsError
 from .extents import chunks, with_also, zero_outside
 from .hauling import haul
@@ -29,7 +29,7 @@ from .interfaces import (
     Source,
     SurveyedSource,
 )
-from .models import AuditRecord, DiskRecord, Extent, Frozen, Limits
+from .models import AuditRecord, DiskRecord, Extent, Frozen
 from .pipeline import transfer
 from .progress import Meter, Reporter
 from .resources import Resources
@@ -204,7 +204,15 @@ class DiskBackup:
             steps = await stack.enter_async_context(aclosing(remaining(plan, writer, meter)))
             if basis.record is None and self._alone and not self._resources.carrying.locked():
                 async with self._resources.carrying:
-                    await haul(steps, source, writer, threads=_threads(limits), pool=pool, lanes=lanes, meter=meter)
+                    await haul(
+                        steps,
+                        source,
+                        writer,
+                        threads=thread_count(limits.connections),
+                        pool=pool,
+                        lanes=lanes,
+                        meter=meter,
+                    )
             else:
                 await transfer(steps, source, writer, pool=pool, lanes=lanes, meter=meter)
         result = await writer.finish()
@@ -249,11 +257,6 @@ class DiskBackup:
             f"disk {self._disk.id!r}: the platform called {untold.length} bytes from {untold.offset} unchanged, and "
             f"they are not; it was read in full, and {len(suspects)} earlier backups are suspect"
         )
-
-
-def _threads(limits: Limits) -> int:
-    """Threads that may carry a disk: one more than can work at once, as long as one connection stays free."""
-    return min(len(os.sched_getaffinity(0)) + 1, limits.connections - 1)
 
 
 def map_of(disk: SnapshotDisk, source: Source) -> AsyncIterator[Extent]:

@@ -1,7 +1,7 @@
 """An NBD export as a disk: a `Source` and a `Sink` over one or more connections.
 
-A call is cut into commands that the server takes (block sizes, 32 MiB of payload, 1 GiB of block status), and these are
-kept in flight, a window of them at a time, on the connection with the least to do.
+A call is cut into commands that the server takes (block sizes, 32 MiB of payload, nearly 2 GiB of block status), and
+these are kept in flight, a window of them at a time, on the connection with the least to do.
 
 What fails is asked again by `Call`; a range that keeps failing is narrowed down here to the blocks at fault.
 """
