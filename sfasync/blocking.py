@@ -59,6 +59,38 @@ class Writer(BlockingEnd, Protocol):
 
 
 @runtime_checkable
+class FileReader(Reader, Protocol):
+    """A reader of a file that the system can send itself (sendfile(2)), without a copy in our memory."""
+
+    def fileno(self) -> int:
+        """The file, in which everything lies where it lies on the disk."""
+        ...
+
+    def is_sendable(self, offset: int, buffer: memoryview, block: int) -> bool:
+        """Whether a range of the file is in the system's memory, with no zeros in it that must not be sent.
+
+        Args:
+            offset: Where it begins.
+            buffer: As long as the range; its content is lost.
+            block: Zeros must not be sent where they fill a block of so many bytes of the disk; 0 if they may.
+        """
+        ...
+
+
+@runtime_checkable
+class FileWriter(Writer, Protocol):
+    """A writer to which the system can send a file."""
+
+    def send(self, offset: int, length: int, fileno: int) -> None:
+        """Write all bytes of a range, of the disk and of the file.
+
+        Raises:
+            SfasyncError: What was written of them is not known.
+        """
+        ...
+
+
+@runtime_checkable
 class BlockingSource(Source, Protocol):
     """A source that threads can read."""
 

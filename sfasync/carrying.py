@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, NamedTuple
 
-from .blocking import BlockingSink, BlockingSource, Reader, Writer
+from .blocking import BlockingSink, BlockingSource, FileReader, FileWriter, Reader, Writer
 from .buffers import BufferPool
 from .errors import SfasyncError
 from .extents import Action, Step
@@ -82,6 +82,8 @@ class _Hand:
         self.far = False
         self._reader = reader
         self._writer = writer
+        self._file = reader if isinstance(reader, FileReader) else None
+        self._sender = writer if isinstance(writer, FileWriter) else None
         self._block = block
         self._waits = 0  # longer ones, one after another
         self._waited = 0.0  # what they took together
@@ -102,11 +104,10 @@ class _Hand:
                 with view[: end - position] as piece:
                     waited = self._reader.waited + self._writer.waited
                     began = time.perf_counter()
-                    self._reader.read_into(position, piece)
+                    taken = self._take(position, piece)
                     read = time.perf_counter()
-                    found = self._write(position, piece)
+                    zeros += self._write(position, piece) if taken else self._send(position, len(piece))
                     written = time.perf_counter()
-                    zeros += found
                     position += len(piece)
                 reading += read - began
                 writing += written - read
@@ -128,6 +129,19 @@ class _Hand:
     @property
     def _over(self) -> bool:
         return self._stopped or self.far
+
+    def _take(self, offset: int, piece: memoryview) -> bool:
+        """Read a piece; False if the system can send it without us."""
+        if self._file and self._sender and self._file.is_sendable(offset, piece, self._block):
+            return False
+        self._reader.read_into(offset, piece)
+        return True
+
+    def _send(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """As `_write`, of what was not read."""
+        assert self._file and self._sender, "a piece that nobody can send"
+        self._sender.send(offset, length, self._file.fileno())
+        return []
 
     def _write(self, offset: int, piece: memoryview) -> list[tuple[int, int]]:
         """Write what is not zero; returns the ranges of the disk that are."""

@@ -53,6 +53,11 @@ class ZeroedSink:
         """Nothing to do."""
 
 
+def is_zero(part: memoryview) -> bool:
+    """Whether all bytes, at most `LARGEST_BLOCK`, are zero."""
+    return _ZEROS.startswith(part)  # one memcmp, which ends at the first byte that is none
+
+
 def zero_runs(view: memoryview, offset: int, block: int) -> Iterator[tuple[int, int, bool]]:
     """What a buffer consists of: (start, end, whether zero), adjacent, neighbours of one kind joined.
 
@@ -72,7 +77,7 @@ def zero_runs(view: memoryview, offset: int, block: int) -> Iterator[tuple[int, 
     while position < len(view):
         end = min(align_down(offset + position, block) + block - offset, len(view))
         with view[position:end] as part:
-            zero = _ZEROS.startswith(part)  # one memcmp, which ends at the first byte that is none
+            zero = is_zero(part)
         if before is not None and zero != before:
             yield begin, position, before
             begin = position

@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -24,6 +25,7 @@ from sfasync.blocking import Reader, Writer
 from sfasync.interfaces import Buffer
 from sfasync.models import CopyResult
 from sfasync.transport.export import open_export
+from sfasync.transport.line import Line
 from sfasync.units import KiB, MiB
 
 from .support import peer
@@ -87,6 +89,26 @@ async def test_to_an_export(image: Path, tmp_path: Path, certificates: Path, sec
     assert same_content(image, target)
     assert (result.bytes_read, result.durable) == (SIZE, True)
     assert result.requests in (2, 3) or secure
+
+
+@pytest.mark.parametrize("at", [0, 15 * MiB, 29 * MiB])
+@pytest.mark.usefixtures("patient")
+async def test_a_source_that_becomes_shorter_while_the_system_sends_it(
+    image: Path, tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, send = tmp_path / "source.raw", Line.send
+
+    def cut_and_send(self: Line, offset: int, length: int, fileno: int) -> None:
+        if offset <= at < offset + length:
+            os.truncate(source, at + 1)
+        send(self, offset, length, fileno)
+
+    monkeypatch.setattr(Line, "send", cut_and_send)
+    shutil.copy(image, source)
+    with nbdkit("memory", str(SIZE)) as server:
+        async with Engine() as engine:
+            with pytest.raises(SourceError, match=r"source\.raw became shorter"):
+                await engine.copy(source, server.uri)
 
 
 @pytest.mark.usefixtures("patient")

@@ -22,14 +22,14 @@ PACKAGE = Path(sfasync.__file__).parent
 RINGS = (
     {
         *("_version", "audit", "blocking", "buffers", "credentials", "errors", "extents", "files", "interfaces"),
-        *("lazy", "leases", "models", "nbd", "progress", "resolvers", "retry", "scattered", "shares", "state"),
-        *("tasks", "throttle", "tls", "tracking", "trust", "tuning", "units", "workers"),
+        *("lazy", "leases", "models", "nbd", "progress", "resolvers", "retry", "scattered", "shares", "sparse"),
+        *("state", "tasks", "throttle", "tls", "tracking", "trust", "tuning", "units", "workers"),
     },
     {"pipeline", "platform", "store", "transport"},
     {
         *("backup", "badblocks", "basis", "carrying", "config", "conversion", "copying", "destinations", "diskbackup"),
         *("drivers", "endpoints", "engine", "estimate", "hauling", "jobs", "programs", "qcow2", "recovery"),
-        *("resources", "resuming", "restore", "rewriting", "secrets", "sparse", "streaming", "targets"),
+        *("resources", "resuming", "restore", "rewriting", "secrets", "streaming", "targets"),
     },
     {"lab"},
     {"__init__", "__main__", "cli", "vddk"},

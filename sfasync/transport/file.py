@@ -37,7 +37,8 @@ from ..extents import align_up
 from ..files import PAGE, data_ranges, is_full, punch_hole, read_at, reopen_direct, sync_directory, write_at
 from ..interfaces import Buffer
 from ..models import Extent
-from ..units import MiB
+from ..sparse import is_zero
+from ..units import KiB, MiB
 from ..workers import Workers, settled
 
 __all__ = ["FileSink", "FileSource", "NullSink"]
@@ -48,6 +49,9 @@ _ZEROED_IN_ONE_CALL = 256 * MiB  # what a slow disk overwrites while a cancelled
 _GROWN_IN_ONE_STEP = 256 * MiB  # by a file whose size is not known before
 
 _ZEROS = mmap.mmap(-1, MiB)  # at a page boundary, for direct writes; never written to
+
+_SAMPLE = 64  # bytes at the beginning of a block that are looked at first
+_LEAST_BLOCK = 16 * KiB  # smaller ones are not worth a call each
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock (fcntl(2))
 
@@ -159,7 +163,8 @@ class FileSource(_File):
     @asynccontextmanager
     async def readers(self, count: int) -> AsyncIterator[list[Reader]]:
         """`count` ends, each for one thread to read, for the time of the block."""
-        yield [_FileReader(self) for _ in range(count)]
+        reader = _SendableReader if await self._workers.run_to_end(_is_sendable, self._fds[0]) else _FileReader
+        yield [reader(self) for _ in range(count)]
 
     def _read(self, offset: int, buffer: memoryview) -> None:
         with self._errors(SourceError, "read", offset, len(buffer)):
@@ -336,6 +341,39 @@ class _FileReader(_FileEnd):
         self._file._read(offset, buffer)
 
 
+class _SendableReader(_FileReader):
+    """Its file can go from the page cache to a socket."""
+
+    def __init__(self, file: FileSource) -> None:
+        super().__init__(file)
+        self._sample = memoryview(bytearray(_SAMPLE))
+
+    def fileno(self) -> int:
+        return self._file._fds[0]
+
+    def is_sendable(self, offset: int, buffer: memoryview, block: int) -> bool:
+        """Look at the first bytes of each block, and at the whole of those that begin with zeros."""
+        if 0 < block < _LEAST_BLOCK:
+            return False
+        self._file._check_range(offset, len(buffer))
+        step = block or _LEAST_BLOCK
+        end = offset + len(buffer)
+        return all(
+            self._is_data(start, buffer[: min(step - start % step, end - start)], look=block > 0)
+            for start in (offset, *range(align_up(offset + 1, step), end, step))
+        )
+
+    def _is_data(self, start: int, block: memoryview, *, look: bool) -> bool:
+        """Whether a block is in the page cache; and not zeros, where we are to look."""
+        fd, sample = self.fileno(), self._sample[: len(block)]
+        try:
+            if os.preadv(fd, [sample], start, os.RWF_NOWAIT) < len(sample):
+                return False
+            return not look or any(sample) or (read_at(fd, start, block) == len(block) and not is_zero(block))
+        except OSError:  # it is not there, or one may not ask; reading it tells what is wrong, if anything is
+            return False
+
+
 class _FileWriter(_FileEnd):
     def __init__(self, file: FileSink) -> None:
         self._file = file
@@ -398,6 +436,18 @@ async def _opened(
         if not future.cancelled() and future.exception() is None:
             _close(future.result()[0])
         raise
+
+
+def _is_sendable(fd: int) -> bool:
+    """Whether the file system gives pages of a file away."""
+    with suppress(OSError):
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        try:
+            return os.splice(fd, writing, 1, offset_src=0) == 1
+        finally:
+            os.close(reading)
+            os.close(writing)
+    return False
 
 
 def _open_source(path: Path) -> tuple[tuple[int, ...], int]:

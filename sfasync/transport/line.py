@@ -100,11 +100,24 @@ class Line:
                     self._carry_out(Command(const.CMD_WRITE, offset + start, len(part), buffer=part))
             self._written.append((offset, offset + len(view)))
 
-    def _carry_out(self, command: Command) -> None:
+    def send(self, offset: int, length: int, fileno: int) -> None:
+        """Write what a file has at the same place, without a copy of ours (sendfile(2)).
+
+        Raises:
+            RequestError: The server could not write.
+            NbdError: The connection is lost, which it also is if the file cannot be read.
+        """
+        end = offset + length
+        for start in range(offset, end, self._most):
+            command = Command(const.CMD_WRITE, start, min(self._most, end - start))
+            self._carry_out(command, fileno)
+        self._written.append((offset, end))
+
+    def _carry_out(self, command: Command, file: int | None = None) -> None:
         if self._stopped:
             raise ConnectionLostError(f"{self._name}: the connection was given up")
         try:
-            self._exchange(command)
+            self._exchange(command, file)
         except SfasyncError as error:
             if self.failure is not None:  # it was cut, for this reason
                 raise self.failure from error
@@ -120,11 +133,18 @@ class Line:
         if command.error is not None:
             raise command.error
 
-    def _exchange(self, command: Command) -> None:
-        """Send a request and receive its reply: as a whole if it is the usual one, or else as the session says."""
+    def _exchange(self, command: Command, file: int | None) -> None:
+        """Send a request and receive its reply: as a whole if it is the usual one, or else as the session says.
+
+        Args:
+            command: The request.
+            file: Has the payload of a write that is not in memory.
+        """
         session = self._session
         self._asked = self._progress = time.monotonic()
         self._send(command)
+        if file is not None:
+            self._send_file(file, command.offset, command.length)
         usual = session.usual_reply(command)
         header = self._header[: len(usual)]
         sent = time.perf_counter()
@@ -163,8 +183,7 @@ class Line:
 
     def _send(self, command: Command) -> None:
         parts: list[bytes | memoryview] = [self._session.request(command)]
-        if command.kind == const.CMD_WRITE:
-            assert command.buffer is not None, "a write without data"
+        if command.kind == const.CMD_WRITE and command.buffer is not None:
             parts.append(command.buffer)
         while parts:
             try:
@@ -176,6 +195,18 @@ class Line:
                 count -= len(parts.pop(0))
             if count:
                 parts[0] = memoryview(parts[0])[count:]
+
+    def _send_file(self, file: int, position: int, length: int) -> None:
+        end = position + length
+        while position < end:
+            try:
+                count = os.sendfile(self.descriptor.fileno(), file, position, end - position)
+            except OSError as error:
+                raise self._lost(error) from error
+            if count == 0:
+                raise ConnectionLostError(f"{self._name}: the file that was to be sent became shorter")
+            self._progress = time.monotonic()
+            position += count
 
     def _ended(self) -> ConnectionLostError:
         return ConnectionLostError(f"{self._name}: the connection was closed by the server")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from sfasync import files
+from sfasync.blocking import FileReader
 from sfasync.buffers import BufferPool
 from sfasync.errors import NoSpaceError, SourceError, TargetError, TargetRefusedError, UsageError
 from sfasync.models import Extent
@@ -166,6 +167,60 @@ async def test_a_read_error_names_the_place(tmp_path: Path, workers: Workers, mo
 
 
 # --- sinks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def sendable(tmp_path: Path, workers: Workers) -> AsyncIterator[FileReader]:
+    """Blocks of 64 KiB: data, data after a page of zeros, zeros that are written, data up to an odd end."""
+    content = noise(64 * KiB) + bytes(4 * KiB) + noise(60 * KiB) + bytes(64 * KiB) + noise(777)
+    path = sparse_file(tmp_path / "disk", (0, content), size=len(content))
+    async with await FileSource.open(path, workers=workers) as source, source.readers(1) as (reader,):
+        if not isinstance(reader, FileReader):
+            pytest.skip("this file system gives no pages of files to pipes")
+        yield reader
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "block", "is_sendable"),
+    [
+        (0, 128 * KiB, 64 * KiB, True),
+        (0, 128 * KiB, 16 * KiB, True),
+        (0, 192 * KiB, 64 * KiB, False),
+        (0, 192 * KiB, 256 * KiB, True),
+        (0, 192 * KiB + 777, 0, True),
+        (127 * KiB, 129 * KiB, 64 * KiB, False),
+        (65 * KiB, 67 * KiB, 64 * KiB, False),  # zeros, as far as they are looked at
+        (1, 64 * KiB - 1, 64 * KiB, True),
+        (192 * KiB, 192 * KiB + 777, 64 * KiB, True),
+        (192 * KiB, 192 * KiB + 777, MiB, True),
+        (0, 64 * KiB, 4 * KiB, False),  # so many blocks are not looked at
+    ],
+)
+async def test_what_the_system_may_send_itself(
+    start: int, end: int, block: int, is_sendable: bool, sendable: FileReader
+) -> None:
+    assert sendable.is_sendable(start, memoryview(bytearray(end - start)), block) is is_sendable
+
+
+async def test_what_is_not_in_memory_is_read(sendable: FileReader) -> None:
+    os.fsync(sendable.fileno())
+    os.posix_fadvise(sendable.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    content = memoryview(bytearray(64 * KiB))
+    assert not sendable.is_sendable(0, content, 64 * KiB)
+    sendable.read_into(0, content)
+    assert sendable.is_sendable(0, content, 64 * KiB)
+
+
+async def test_a_file_system_without_pages_to_give(
+    tmp_path: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def splice(*arguments: object, **options: object) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "splice", splice)
+    path = sparse_file(tmp_path / "disk", (0, b"content"), size=7)
+    async with await FileSource.open(path, workers=workers) as source, source.readers(2) as readers:
+        assert not any(isinstance(reader, FileReader) for reader in readers)
 
 
 async def test_nothing_is_allocated_for_zeros(tmp_path: Path, workers: Workers) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import resource
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sfasync.blocking import FileWriter
 from sfasync.errors import ConnectionLostError, DeadlineError, RequestError, WritesLostError
 from sfasync.interfaces import Buffer
 from sfasync.models import Retry, Timeouts
@@ -363,6 +365,51 @@ async def test_thread_and_loop_take_turns(thread: Workers, tcp: bool) -> None:
                 assert await export.read(turn * MiB, len(data)) == data
             export._connections.each()[0].abort()
             assert await export.read(2 * MiB, MiB) == b"\3" * MiB
+            assert export.connections == 1
+
+
+async def send(thread: Workers, export: Export, offset: int, length: int, path: Path) -> None:
+    async with export.writers(1) as (writer,):
+        assert isinstance(writer, FileWriter)
+        with path.open("rb") as file:
+            await settled(thread.submit(writer.send, offset, length, file.fileno()), stop=writer.stop)
+
+
+@pytest.mark.parametrize("tcp", [False, True], ids=["unix", "tcp"])
+async def test_a_file_is_sent_by_the_system(thread: Workers, tmp_path: Path, tcp: bool) -> None:
+    path, content = tmp_path / "file", random.Random(1).randbytes(5 * MiB + 3)
+    path.write_bytes(content)
+    limits = ("blocksize-minimum=1", "blocksize-preferred=4K", "blocksize-maximum=64K", "blocksize-error-policy=error")
+    with nbdkit("memory", "8M", *limits, filters=("blocksize-policy",), tcp=tcp) as server:
+        async with await open_export(server.uri, connections=2) as export:
+            await export.connected()
+            await send(thread, export, 7, MiB, path)
+            await send(thread, export, 3 * MiB, 2 * MiB + 3, path)
+            expected = bytes(7) + content[7 : MiB + 7] + bytes(2 * MiB - 7) + content[3 * MiB :]
+            assert await export.read(0, len(expected)) == expected
+
+
+async def test_a_file_that_becomes_shorter_ends_the_connection(thread: Workers, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * MiB)
+    with nbdkit("memory", "8M") as server:
+        async with await open_export(server.uri, connections=2) as export:
+            await export.connected()
+            with pytest.raises(ConnectionLostError, match="became shorter"):
+                await send(thread, export, 0, MiB + 1, path)
+            assert await export.read(4 * MiB, 10) == bytes(10)
+            assert export.connections == 1
+
+
+async def test_a_file_that_cannot_be_read_ends_the_connection(thread: Workers, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * MiB)
+    with nbdkit("memory", "8M") as server:
+        async with await open_export(server.uri, connections=2) as export:
+            await export.connected()
+            async with export.writers(1) as (writer,):
+                assert isinstance(writer, FileWriter)
+                with pytest.raises(ConnectionLostError, match="Bad file descriptor"):
+                    await settled(thread.submit(writer.send, 0, MiB, 1 << 20), stop=writer.stop)
             assert export.connections == 1
 
 
