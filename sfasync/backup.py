@@ -194,7 +194,6 @@ class Backup:
                 full_allowed=request.mode != "incremental",
                 zero_bad_blocks=request.bad_blocks == "zero",
                 audit=request.audit,
-                alone=len(view.disks) == 1,
             )
             for disk in view.disks
         ]

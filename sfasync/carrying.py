@@ -10,13 +10,14 @@ without the event loop, which hears of whole stretches only::
 That is the quickest way to move bytes as long as nobody has to wait. Where answers take their time, many requests have
 to be under way, and where something fails, it has to be asked again: both are the pipeline's, to which everything that
 is left is given back.
+
+All disks of an engine share the threads (`Crew`), stretch by stretch, and so get ahead at the same pace.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,7 +25,8 @@ from typing import Final, NamedTuple
 
 from .blocking import BlockingSink, BlockingSource, FileReader, FileWriter, Reader, Writer
 from .buffers import BufferPool
-from .errors import SfasyncError
+from .crew import Crew
+from .errors import SfasyncError, SystemLimitError
 from .extents import Action, Step
 from .interfaces import Sink, Source
 from .progress import Meter
@@ -175,10 +177,10 @@ class Carriers:
         count: How many carry; 0 where there is nothing for them to do, or no longer.
     """
 
-    def __init__(self, hands: list[_Hand], workers: Workers, meter: Meter) -> None:
+    def __init__(self, hands: list[_Hand], crew: Crew, meter: Meter) -> None:
         self.count = len(hands)
         self._hands = hands
-        self._workers = workers
+        self._crew = crew
         self._meter = meter
         self._turn = asyncio.Lock()  # an async generator takes one caller at a time
         self._left: list[Step] = []
@@ -210,11 +212,12 @@ class Carriers:
                     self._meter.zero += step.length
                     self._meter.changed()
                 else:
-                    slot = await pool.acquire(min(piece, step.length))
-                    try:
-                        await self._move(hand, step, slot.view, sink)
-                    finally:
-                        slot.release()
+                    async with self._crew.hired() as thread:
+                        slot = await pool.acquire(min(piece, step.length))
+                        try:
+                            await self._move(hand, thread, step, slot.view, sink)
+                        finally:
+                            slot.release()
 
         try:
             await run_all(lane(hand) for hand in self._hands)
@@ -223,7 +226,7 @@ class Carriers:
             raise
         return self._left
 
-    async def _move(self, hand: _Hand, step: Step, view: memoryview, sink: Sink) -> None:
+    async def _move(self, hand: _Hand, thread: Workers, step: Step, view: memoryview, sink: Sink) -> None:
         """Let a thread move a stretch; what it does not is left."""
         assert step.action is Action.DATA and not step.zeros, f"{step} in the plan of a copy"
         position, end = step.offset, step.offset + step.length
@@ -231,7 +234,12 @@ class Carriers:
         while well and position < end:
             rest = Step(Action.DATA, position, end - position)
             try:
-                moved = await settled(self._workers.submit(hand.move, rest, view), stop=hand.stop)
+                moving = thread.submit(hand.move, rest, view)
+            except SystemLimitError as error:
+                _logger.info("a thread less: %s", error)  # the pipeline's have begun, or fail with this
+                break
+            try:
+                moved = await settled(moving, stop=hand.stop)
             finally:
                 hand.settle()
             for first, last in moved.zeros:
@@ -247,28 +255,26 @@ class Carriers:
             self._left.append(Step(Action.DATA, position, end - position))
 
 
-def thread_count(connections: int) -> int:
-    """Threads that may carry: one more than can work at once, as long as one connection stays free."""
-    return min(len(os.sched_getaffinity(0)) + 1, connections - 1)
-
-
 @asynccontextmanager
-async def carriers(source: Source, target: Sink, *, count: int, block: int, meter: Meter) -> AsyncIterator[Carriers]:
+async def carriers(
+    source: Source, target: Sink, *, crew: Crew, connections: int, block: int, meter: Meter
+) -> AsyncIterator[Carriers]:
     """Threads for a copy, for the time of the block.
 
     Args:
         source: Read.
         target: Written.
-        count: How many; none come where there would be fewer than two, or an end is not for threads.
+        crew: Whose threads they are, in their turns.
+        connections: To each end, of which one stays free. No threads come where there would be fewer than two, or an
+            end is not for threads.
         block: As of `SparseSink`.
         meter: Counts what is done.
     """
     async with AsyncExitStack() as ends:
         hands: list[_Hand] = []
+        count = min(crew.count, connections - 1)
         if count > 1 and isinstance(source, BlockingSource) and isinstance(target, BlockingSink):
             readers = await ends.enter_async_context(source.readers(count))
             writers = await ends.enter_async_context(target.writers(len(readers)))
             hands = [_Hand(reader, writer, block) for reader, writer in zip(readers, writers, strict=False)]
-        workers = Workers(max(1, len(hands)), "sfasync-carrier")
-        ends.callback(workers.close)
-        yield Carriers(hands if len(hands) > 1 else [], workers, meter)
+        yield Carriers(hands if len(hands) > 1 else [], crew, meter)

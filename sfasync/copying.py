@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from .carrying import PIECE, STRETCH, Carriers, carriers, thread_count
+from .carrying import PIECE, STRETCH, Carriers, carriers
 from .errors import UsageError
 from .extents import again, align_down, align_up, pieces
 from .interfaces import Sink, Source
@@ -91,7 +91,7 @@ async def copy(
     extents = source.extents() if options.extents else _all_data(0, size)
     sink = shaped(target, options)
     piece = piece_size(options, resources, alignment, usual=PIECE)
-    count = _carrier_count(options, resources)
+    connections = _carried_connections(options, resources)
     threads: Carriers
 
     def longest() -> int:
@@ -100,7 +100,14 @@ async def copy(
     plan = pieces(extents, size=size, piece=longest, alignment=alignment)
     async with aclosing(plan):
         # Its block ends before the pipeline begins, which needs the connections of the threads.
-        async with carriers(source, target, count=count, block=zero_block(target, options), meter=meter) as threads:
+        async with carriers(
+            source,
+            target,
+            crew=resources.crew,
+            connections=connections,
+            block=zero_block(target, options),
+            meter=meter,
+        ) as threads:
             left = await threads.carry(plan, sink, piece=piece, pool=resources.pool)
         rest = again(left, plan, piece=longest)
         await transfer(rest, resources.throttled(source), sink, pool=resources.pool, lanes=tuner, meter=meter)
@@ -128,11 +135,11 @@ async def copy(
     )
 
 
-def _carrier_count(options: CopyOptions, resources: Resources) -> int:
-    """Threads that may carry; none where somebody said how many requests there are to be."""
+def _carried_connections(options: CopyOptions, resources: Resources) -> int:
+    """Connections for threads to carry with; none where somebody said how many requests there are to be."""
     if options.synchronous or options.requests is not None or resources.throttle is not None:
         return 0
-    return thread_count(options.connections or resources.limits.connections)
+    return options.connections or resources.limits.connections
 
 
 def tuned(options: CopyOptions, resources: Resources, alignment: int) -> Tuner:

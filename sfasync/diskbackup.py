@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from . import badblocks
 from .audit import SEEDS, Sample, Stretch
 from .basis import Basis, Parent
-from .carrying import thread_count
 from .errors import CbtError, IntegrityError, SourceError, TlsError
 from .extents import chunks, with_also, zero_outside
 from .hauling import haul
@@ -76,7 +75,6 @@ class DiskBackup:
         full_allowed: Whether it may be read in full where changes are not known.
         zero_bad_blocks: Whether what cannot be read is backed up as zeros.
         audit: How much of what is called unchanged is read again.
-        alone: Whether the backup has no other disk, so that threads may be busy with this one alone.
 
     Attributes:
         is_read: Whether the snapshot is not needed any more.
@@ -95,7 +93,6 @@ class DiskBackup:
         full_allowed: bool,
         zero_bad_blocks: bool,
         audit: Sample,
-        alone: bool,
     ) -> None:
         self._disk = disk
         self._view = view
@@ -107,7 +104,6 @@ class DiskBackup:
         self._full_allowed = full_allowed
         self._zero_bad_blocks = zero_bad_blocks
         self._sample = audit
-        self._alone = alone
         self._untold: Extent | None = None
         self._warnings: list[str] = []
         self.is_read = False
@@ -202,17 +198,17 @@ class DiskBackup:
                 audited=audited,
             )
             steps = await stack.enter_async_context(aclosing(remaining(plan, writer, meter)))
-            if basis.record is None and self._alone and not self._resources.carrying.locked():
-                async with self._resources.carrying:
-                    await haul(
-                        steps,
-                        source,
-                        writer,
-                        threads=thread_count(limits.connections),
-                        pool=pool,
-                        lanes=lanes,
-                        meter=meter,
-                    )
+            if basis.record is None:
+                await haul(
+                    steps,
+                    source,
+                    writer,
+                    crew=self._resources.crew,
+                    connections=limits.connections,
+                    pool=pool,
+                    lanes=lanes,
+                    meter=meter,
+                )
             else:
                 await transfer(steps, source, writer, pool=pool, lanes=lanes, meter=meter)
         result = await writer.finish()

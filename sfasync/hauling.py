@@ -18,11 +18,16 @@ from contextlib import aclosing
 from typing import Final
 
 from .buffers import BufferPool
-from .carrying import STRETCH, carriers
+from .carrying import carriers
+from .crew import Crew
 from .extents import Action, Step, again
 from .interfaces import DiskWriter, Source
 from .pipeline import transfer
 from .progress import Meter
+from .units import MiB
+
+_STRETCH: Final = 8 * MiB
+"""Bytes that a thread seals before it is another disk's turn: several equal disks end within a few of them."""
 
 _LEAST: Final = 4
 """Chunks next to each other that are worth a thread's while."""
@@ -38,7 +43,8 @@ async def haul(
     source: Source,
     writer: DiskWriter,
     *,
-    threads: int,
+    crew: Crew,
+    connections: int,
     pool: BufferPool,
     lanes: int,
     meter: Meter,
@@ -49,7 +55,8 @@ async def haul(
         plan: What to do, in order; closed by the caller.
         source: Read.
         writer: Written.
-        threads: How many may carry.
+        crew: Whose threads carry.
+        connections: To the source.
         pool: Gives the memory.
         lanes: As of `transfer`.
         meter: Counts what is done.
@@ -64,7 +71,7 @@ async def haul(
     kept: list[Step] = []
     left: list[Step] = []
     # Its block ends before the last of the pipeline begins, which needs the connections of the threads.
-    async with carriers(source, writer, count=threads, block=0, meter=meter) as carrying:
+    async with carriers(source, writer, crew=crew, connections=connections, block=0, meter=meter) as carrying:
         if carrying.count:
             async with aclosing(_stretches(plan, kept, pipeline)) as stretches:
                 left = await carrying.carry(stretches, writer, piece=writer.chunk_size, pool=pool)
@@ -109,7 +116,7 @@ async def _stretches(
 def _continues(stretch: Sequence[Step], step: Step) -> bool:
     length = step.offset - stretch[0].offset
     adjacent = stretch[-1].offset + stretch[-1].length == step.offset
-    return step.action is Action.DATA and not step.zeros and adjacent and length < STRETCH
+    return step.action is Action.DATA and not step.zeros and adjacent and length < _STRETCH
 
 
 def _joined(stretch: Sequence[Step]) -> Step:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 
 from .buffers import BufferPool
+from .crew import Crew
 from .endpoints import Endpoints
 from .interfaces import Source
 from .models import Limits, Retry, Timeouts, TlsPolicy
@@ -27,7 +28,7 @@ class Resources:
         endpoints: Opens disks.
         slots: Taken by each disk while it is moved, after its shares.
         throttle: What every read passes; None without a limit.
-        carrying: Held by the backup that has threads of its own, so that there are never too many.
+        crew: Threads that carry.
     """
 
     def __init__(self, limits: Limits, timeouts: Timeouts, retry: Retry, tls: TlsPolicy | None = None) -> None:
@@ -38,7 +39,7 @@ class Resources:
         self.endpoints = Endpoints(limits, timeouts, self.workers, retry, tls)
         self.slots = asyncio.Semaphore(limits.disks)
         self._shares = Shares()
-        self.carrying = asyncio.Lock()
+        self.crew = Crew()
         self.throttle = Throttle(limits.rate) if limits.rate else None
 
     def share(self, most: Mapping[str, int]) -> AbstractAsyncContextManager[None]:
@@ -52,4 +53,5 @@ class Resources:
     def close(self) -> None:
         """Give everything back; no job may be left."""
         self.workers.close()
+        self.crew.close()
         self.pool.close()

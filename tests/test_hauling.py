@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -68,7 +70,9 @@ async def repository(tmp_path: Path) -> AsyncIterator[Repository]:
 
 async def check(engine: Engine, backup: str, image: Path, directory: Path) -> None:
     await engine.restore_vm(backup, to=directory)
-    assert same_content(image, directory / "vda.raw")
+    restored = list(directory.iterdir())
+    assert restored
+    assert all(same_content(image, path) for path in restored)
 
 
 async def test_every_byte_is_in_the_backup(
@@ -87,19 +91,38 @@ async def test_every_byte_is_in_the_backup(
     assert again.disks[0].statistics.bytes_duplicate == statistics.bytes_new
 
 
-async def test_several_disks_are_the_workers(image: Path, repository: Repository, carried: list[int]) -> None:
-    """Who has threads of its own would leave the others behind."""
+async def test_several_disks_and_backups_share_the_threads(
+    image: Path, repository: Repository, tmp_path: Path, carried: list[int]
+) -> None:
+    disks = [f"vd{number}" for number in range(4)]
     with nbdkit("file", image) as server:
         async with Engine(repository) as engine:
-            await engine.backup_vm("vm", disks={"vda": server.uri, "vdb": server.uri})
-    assert carried == []
+            jobs = (engine.backup_vm(vm, disks=dict.fromkeys(disks, server.uri)) for vm in ("a", "b"))
+            backups = await asyncio.gather(*jobs)
+            await check(engine, backups[1].id, image, tmp_path / "restored")
+    assert sum(carried) > 8 * 30 * MiB, "all of them"
+    assert len({disk.tree for backup in backups for disk in backup.disks}) == 1
 
 
-async def test_one_backup_at_a_time_has_threads(image: Path, repository: Repository, carried: list[int]) -> None:
-    with nbdkit("file", image, "rdelay=20ms", filters=("delay",)) as server:
-        async with Engine(repository) as engine:
-            await asyncio.gather(*(engine.backup_vm(vm, disks={"vda": server.uri}) for vm in ("a", "b")))
-    assert 0 < sum(carried) < SIZE
+async def test_a_server_that_hangs_holds_up_nobody_else(
+    image: Path, repository: Repository, monkeypatch: pytest.MonkeyPatch, carried: list[int]
+) -> None:
+    """Its threads wait, as many as there are; those of another disk take their places."""
+    monkeypatch.setattr("sfasync.crew._LATE", 0.05)
+    with nbdkit("pattern", "100G") as hanging, nbdkit("file", image) as server:
+        async with Engine(repository) as engine, asyncio.timeout(50):
+            job = engine.start_backup("hanging", disks={"vda": hanging.uri})
+            while not carried:
+                await asyncio.sleep(0.005)
+            os.kill(hanging.pid, signal.SIGSTOP)
+            try:
+                before = sum(carried)
+                await engine.backup_vm("vm", disks={"vda": server.uri})
+                assert sum(carried) - before > 30 * MiB
+                job.cancel()
+                await job.ended()
+            finally:
+                os.kill(hanging.pid, signal.SIGCONT)
 
 
 @pytest.mark.usefixtures("carried")

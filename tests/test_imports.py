@@ -27,9 +27,9 @@ RINGS = (
     },
     {"pipeline", "platform", "store", "transport"},
     {
-        *("backup", "badblocks", "basis", "carrying", "config", "conversion", "copying", "destinations", "diskbackup"),
-        *("drivers", "endpoints", "engine", "estimate", "hauling", "jobs", "programs", "qcow2", "recovery"),
-        *("resources", "resuming", "restore", "rewriting", "secrets", "streaming", "targets"),
+        *("backup", "badblocks", "basis", "carrying", "config", "conversion", "copying", "crew", "destinations"),
+        *("diskbackup", "drivers", "endpoints", "engine", "estimate", "hauling", "jobs", "programs", "qcow2"),
+        *("recovery", "resources", "resuming", "restore", "rewriting", "secrets", "streaming", "targets"),
     },
     {"lab"},
     {"__init__", "__main__", "cli", "vddk"},
