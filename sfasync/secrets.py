@@ -11,14 +11,18 @@ import os
 import shlex
 import stat
 import termios
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 from .errors import UsageError, printable
 from .tasks import finish
+from .workers import Workers
+
+_T = TypeVar("_T")
 
 _LIMIT: Final = 4096
 _SECONDS: Final = 60.0
@@ -48,6 +52,8 @@ class SecretFile:
         name = f"secret file {printable(str(self.path))}"
         try:
             fd = await _opened(self.path)
+        except TimeoutError:
+            raise UsageError(f"{name} cannot be opened within {_SECONDS:g} s", path=str(self.path)) from None
         except OSError as error:
             raise UsageError(f"{name} cannot be read: {error.strerror}", path=str(self.path)) from error
         try:
@@ -205,19 +211,33 @@ def _words(command: str) -> tuple[str, ...]:
 
 
 async def _opened(path: Path) -> int:
-    """A descriptor of a file. Cancelling leaves none open."""
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-    opening = asyncio.get_running_loop().run_in_executor(None, os.open, path, flags)
-    try:
-        return await asyncio.shield(opening)
-    except asyncio.CancelledError:
-        opening.add_done_callback(_close_again)
-        raise
+    """A descriptor of a file. Cancelling leaves none open.
+
+    Raises:
+        TimeoutError: What it is on does not answer.
+        OSError: It cannot be opened.
+    """
+    opening = _begun(os.open, path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    async with asyncio.timeout(_SECONDS):
+        try:
+            return await asyncio.wrap_future(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_again)
+            raise
 
 
-def _close_again(opening: asyncio.Future[int]) -> None:
+def _close_again(opening: Future[int]) -> None:
     if not opening.cancelled() and opening.exception() is None:
         os.close(opening.result())
+
+
+def _begun(function: Callable[..., _T], *args: object) -> Future[_T]:
+    """A call in a thread of its own, which ends with it: nobody has to wait for a mount that is away."""
+    workers = Workers(1, "sfasync-secret")
+    try:
+        return workers.submit(function, *args)
+    finally:
+        workers.close()
 
 
 def _refuse_shown(fd: int, name: str) -> None:
@@ -237,12 +257,23 @@ async def _read(fd: int, name: str, *, line: bool = False) -> bytes:
     try:
         async with asyncio.timeout(seconds):
             if stat.S_ISREG(os.fstat(fd).st_mode):  # those cannot be waited for
-                return await asyncio.to_thread(os.read, fd, _LIMIT + 1)
+                return await _read_in_thread(fd)
             return await _received(fd, line=line)
     except TimeoutError:
         raise UsageError(f"no secret came from {name} within {seconds:g} s") from None
     except OSError as error:
         raise UsageError(f"{name} cannot be read: {error.strerror}") from error
+
+
+async def _read_in_thread(fd: int) -> bytes:
+    own = os.dup(fd)  # the caller closes the other when it waits no longer, and its number may soon be another file's
+    try:
+        reading = _begun(os.read, own, _LIMIT + 1)
+    except BaseException:
+        os.close(own)
+        raise
+    reading.add_done_callback(lambda _: os.close(own))
+    return await asyncio.wrap_future(reading)
 
 
 async def _received(fd: int, *, line: bool = False) -> bytes:

@@ -98,6 +98,14 @@ def test_the_protocol_is_pure(name: str, path: Path) -> None:
     assert ours <= inner
 
 
+@pytest.mark.parametrize(("name", "path"), list(modules()), ids=[name for name, _ in modules()])
+def test_no_thread_is_the_loop_s_own(name: str, path: Path) -> None:
+    """Those are the program's that we are part of, and `asyncio.run` waits for them at its end, whatever they do."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in {"run_in_executor", "to_thread"}, f"{name}, line {node.lineno}: use `Workers`"
+
+
 EXTRAS = {  # by the beginning of a module's name; others have to do with what every installation has
     "platform.qemu": "qemu",
     "lab": "lab",

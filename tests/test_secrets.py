@@ -98,13 +98,50 @@ async def test_cancelling_leaves_no_file_open(secret_file: Path, monkeypatch: py
     go_on.set()
     while not opened:
         await asyncio.sleep(0.001)
+    await closed(opened[0])
+
+
+async def closed(fd: int) -> None:
+    """Wait until nothing is open under this number."""
     for _ in range(1000):
         try:
-            os.fstat(opened[0])
+            os.fstat(fd)
         except OSError:
             return
         await asyncio.sleep(0.001)
     pytest.fail("it is open still")
+
+
+async def test_a_file_that_cannot_be_opened_in_time(secret_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(os, "open", lambda *_: go_on.wait(10) and os.dup(1))
+    monkeypatch.setattr(secrets, "_SECONDS", 0.05)
+    with pytest.raises(UsageError, match="cannot be opened within"):
+        await SecretFile(secret_file).load()
+    go_on.set()
+
+
+async def test_a_thread_never_reads_what_its_number_means_later(given: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The read of a mount that is away goes on when nobody waits for it any longer."""
+    read, reading, go_on, came = os.read, [], threading.Event(), []
+
+    def slow(fd: int, length: int) -> bytes:
+        reading.append(fd)
+        go_on.wait(10)
+        came.append(read(fd, length))
+        return came[0]
+
+    monkeypatch.setattr(os, "read", slow)
+    loading = asyncio.create_task(SecretDescriptor(given).load())
+    while not reading:
+        await asyncio.sleep(0.001)
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    await closed(given)
+    go_on.set()
+    await closed(reading[0])
+    assert came == [CANARY.encode() + b"\n"]
 
 
 async def test_a_pipe_with_a_name(tmp_path: Path) -> None:
