@@ -1,18 +1,17 @@
 """Takes in the blobs of one session: deduplicates them, packs them, makes packs and index durable.
 
-A blob is stored unless the index knows it in a usable pack, or this session has stored it. Packs are closed beside the
-sealing, at most two of a class at a time: when the store is slower than the sealing, `add` waits. Every so many packs
-an index object is written, so that what is remembered here stays bounded; `flush` does so before that, for those who
-want to rely on what is there.
+A blob is stored unless the index knows it in a usable pack, or this session has stored it. Packs are filled and closed
+beside the sealing (`packline`): when the store is slower, `add` waits. Every so many packs an index object is written,
+so that what is remembered here stays bounded; `flush` does so before that, for those who want to rely on what is there.
 """
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -24,17 +23,16 @@ from .index import IndexReader, encode_index
 from .locator import Locator
 from .names import index_key
 from .objects import ObjectKind, encode
-from .packs import TARGET_SIZE, Pack, PackClass, PackWriter
+from .packline import PackLine
+from .packs import Pack, PackClass
 from .seal import BlobKind, seal
 
 INDEX_PACKS = 64
 INDEX_BLOBS = 16384
 """An index object is written when so many packs, or so many blobs, are durable and in no index."""
 
-SLOW = 2 * TARGET_SIZE
-"""Bytes in a second: a pack that fills faster than this is full within half a second, and `flush` leaves it alone."""
-
-_CLOSINGS = 2
+_OPEN = {PackClass.DATA: max(2, len(os.sched_getaffinity(0)) // 2), PackClass.META: 1}
+"""Packs that are filled at a time: a thread that seals has one in its hands for a fifth of the time."""
 
 _Key = tuple[int, bytes, int]
 
@@ -78,7 +76,19 @@ class Intake:
         self._own: set[_Key] = set()  # stored by this session, and not yet in the locator
         self._unindexed: list[Pack] = []
         self._failure: BaseException | None = None
-        self._lines = {class_: _Line(self, store, repository, class_, session, closers) for class_ in PackClass}
+        self._lines = {
+            class_: PackLine(
+                store,
+                repository,
+                class_,
+                session,
+                most=_OPEN[class_],
+                closers=closers,
+                on_close=self._closed,
+                on_failure=self.fail,
+            )
+            for class_ in PackClass
+        }
         self._relied_on_meta: set[_Key] = set()
         self.relied_on: set[bytes] = set()
 
@@ -144,8 +154,8 @@ class Intake:
             return (int(kind), name, raw) not in self._own
 
     def flush(self, age: float) -> None:
-        """Make chunks that were added durable, and the index: the open pack is closed if it is older than `age` seconds
-        and fills slowly.
+        """Make chunks that were added durable, and the index: open packs are closed if they are older than `age`
+        seconds and fill slowly.
 
         Raises:
             StorageError: Something could not be made durable. The session has failed.
@@ -192,7 +202,7 @@ class Intake:
         with self._lock:
             self._failure = self._failure or error
 
-    def closed(self, pack: Pack) -> None:
+    def _closed(self, pack: Pack) -> None:
         """A pack is durable."""
         with self._lock:
             self._unindexed.append(pack)
@@ -216,93 +226,3 @@ class Intake:
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
-
-
-class _Line:
-    """The packs of one class, one after the other."""
-
-    def __init__(
-        self,
-        intake: Intake,
-        store: ObjectStore,
-        repository: bytes,
-        class_: PackClass,
-        session: str,
-        closers: Workers,
-    ) -> None:
-        self._intake = intake
-        self._store = store
-        self._repository = repository
-        self._class = class_
-        self._session = session
-        self._closers = closers
-        self._lock = threading.Lock()
-        self._free = threading.BoundedSemaphore(_CLOSINGS)
-        self._open: PackWriter | None = None
-        self._opened = 0.0
-        self._ended = False
-        self._closings: set[Future[None]] = set()
-
-    def append(self, kind: BlobKind, name: bytes, raw: int, sealed: Buffer) -> None:
-        with self._lock:
-            if self._ended:
-                raise StateError("the session has ended")
-            if self._open is None:
-                pack = secrets.token_bytes(16)
-                self._open = PackWriter(self._store, pack, self._repository, self._class, self._session)
-                self._opened = time.monotonic()
-            if self._open.append(kind, name, raw, sealed):
-                self._close()
-
-    def flush(self, age: float) -> None:
-        """If the open pack is older and fills slowly, close it and wait until it is durable, or has failed."""
-        with self._lock:
-            open_for = time.monotonic() - self._opened
-            if self._open is None or open_for < age or self._open.size >= open_for * SLOW:
-                return
-            self._close()
-        self._wait()
-
-    def finish(self) -> None:
-        """Close the last pack and wait until all are durable, or have failed."""
-        with self._lock:
-            self._ended = True
-            if self._open is not None:
-                self._close()
-        self._wait()
-
-    def abort(self) -> None:
-        """Drop the open pack and wait for those that are being closed."""
-        with self._lock:
-            self._ended = True
-            if self._open is not None:
-                self._open.abort()
-                self._open = None
-        self._wait()
-
-    def _close(self) -> None:
-        """Begin to close the open pack; waits while too many are being closed."""
-        writer, self._open = self._open, None
-        assert writer is not None
-        self._free.acquire()
-        try:
-            closing = self._closers.submit(self._make_durable, writer)
-        except StateError:
-            self._free.release()
-            writer.abort()
-            raise
-        self._closings.add(closing)
-        closing.add_done_callback(self._closings.discard)
-
-    def _make_durable(self, writer: PackWriter) -> None:
-        try:
-            self._intake.closed(writer.close())
-        except BaseException as error:
-            self._intake.fail(error)
-            raise
-        finally:
-            self._free.release()
-
-    def _wait(self) -> None:
-        for closing in list(self._closings):
-            closing.exception()  # what failed has been told to the intake

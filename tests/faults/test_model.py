@@ -55,7 +55,7 @@ _STEPS_OF_A_HISTORY = 100
 _LENGTHS = (1, 512, 4096, CHUNK, CHUNK + 1, 2 * CHUNK)
 _FAST = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108  # what is durable is not looked at here
 _STEPS_OF_A_BACKUP = 18  # at most, that change the file system
-_CHECKPOINTS_WITHOUT_END = {"session._SHORTEST": 0.0, "session._COST": 0.0, "intake.SLOW": 1 << 40}
+_CHECKPOINTS_WITHOUT_END = {"session._SHORTEST": 0.0, "session._COST": 0.0, "packline.SLOW": 1 << 40}
 
 _T = TypeVar("_T")
 

@@ -13,7 +13,7 @@ import pytest
 
 from sfasync.errors import StateError
 from sfasync.models import Checkpoint, DiskRecord, Extent, Frozen, Manifest
-from sfasync.store import intake
+from sfasync.store import packline
 from sfasync.store import resume as module
 from sfasync.store.names import JOURNALS, SESSIONS, session_key, vm_name
 from sfasync.store.records import Records
@@ -327,7 +327,7 @@ async def test_a_session_ends_though_its_journals_were_moved_away(
 async def test_a_checkpoint_makes_durable_what_is_finished(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "SLOW", 1 << 40)
+    monkeypatch.setattr(packline, "SLOW", 1 << 40)
     session = await repository.begin("web-01")
     writer = session.disk("vda", len(CONTENT), frozen=FROZEN)
     await writer.write(0, CONTENT[:CHUNK])
@@ -347,7 +347,7 @@ async def test_a_checkpoint_makes_durable_what_is_finished(
 
 
 async def test_a_pack_that_fills_fast_is_left_to_fill(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "SLOW", 0)
+    monkeypatch.setattr(packline, "SLOW", 0)
     session = await repository.begin("web-01")
     writer = session.disk("vda", len(CONTENT), frozen=FROZEN)
     await writer.write(0, CONTENT[:CHUNK])
