@@ -238,7 +238,6 @@ class Locator:
             except sqlite3.Error as error:
                 self._check_open(error)
                 failure = error
-            log.warning("the cache of the index is made anew: %s", failure)
             try:
                 self._recover(cache, failure)
             except sqlite3.Error as error:
@@ -256,6 +255,7 @@ class Locator:
             self._check_open(error)
             if self._cache is not failed:
                 return
+            log.warning("the cache of the index is made anew: %s", error)
             if isinstance(error, sqlite3.OperationalError):  # locked, full, read-only: the place is of no use to us
                 self._path = None
             self._sync(self._replace())

@@ -255,6 +255,25 @@ def test_a_cache_is_made_anew_once_on_request(store: MemoryStore, locator: Locat
     assert not locator.rebuild_once()
 
 
+def test_who_is_in_a_cache_that_another_makes_anew_takes_the_new_one(
+    store: MemoryStore, locator: Locator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is wrong with it then, and nothing said."""
+    locator.sync()
+    put_index(store, [pack_of(1, [name(1)])])
+    rebuilt: list[bool] = []
+
+    def rebuild(operation: str, key: str) -> None:
+        store.before = lambda operation, key: None
+        rebuilt.append(locator.rebuild_once())
+
+    store.before = rebuild
+    locator.sync()
+    assert rebuilt == [True]
+    assert known(locator, 1)
+    assert caplog.messages == []
+
+
 def test_a_private_cache_leaves_nothing(store: MemoryStore, tmp_path: Path) -> None:
     put_index(store, [pack_of(1, [name(1)])])
     locator = Locator(store, REPOSITORY, private=True)
