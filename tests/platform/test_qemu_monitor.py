@@ -26,7 +26,9 @@ from tests.support.qemu import TIMEOUTS
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 GREETING = b'{"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}}\n'
-SHORT = replace(TIMEOUTS, connect=0.5, command=0.3)
+# For a monitor that says nothing; one that does may take its time.
+NO_GREETING = replace(TIMEOUTS, connect=0.5)
+NO_ANSWER = replace(TIMEOUTS, command=0.3)
 DEEP = b"[" * 200_000
 
 
@@ -109,7 +111,7 @@ def answers(*lines: bytes) -> Script:
 async def test_what_is_no_greeting(greeting: bytes, error: type[SfasyncError], message: str, place: Path) -> None:
     async with monitor_that(greets_with(greeting), place) as settings:
         with pytest.raises(error, match=message) as raised:
-            async with open_monitor("web-01", settings, SHORT):
+            async with open_monitor("web-01", settings, TIMEOUTS if greeting else NO_GREETING):
                 pytest.fail("it was no monitor")
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 600
@@ -121,10 +123,10 @@ async def test_one_that_hangs_up(place: Path) -> None:
 
     async with monitor_that(script, place) as settings:
         with pytest.raises(PlatformError, match="no connection to its monitor"):
-            async with open_monitor("web-01", settings, SHORT):
+            async with open_monitor("web-01", settings, TIMEOUTS):
                 pytest.fail("there was nobody")
     with pytest.raises(PlatformError, match=r"no connection to its monitor .*(refused|No such file)"):
-        async with open_monitor("web-01", settings, SHORT):
+        async with open_monitor("web-01", settings, TIMEOUTS):
             pytest.fail("there is nobody")
 
 
@@ -147,7 +149,8 @@ async def test_one_that_hangs_up(place: Path) -> None:
 async def test_what_is_no_answer(answer: bytes, message: str, place: Path) -> None:
     async with monitor_that(answers(answer), place) as settings:
         with pytest.raises(PlatformError, match=message) as raised:
-            async with open_monitor("web-01", settings, SHORT) as monitor:
+            timeouts = NO_ANSWER if "no answer" in message else TIMEOUTS
+            async with open_monitor("web-01", settings, timeouts) as monitor:
                 await nodes(monitor)
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 600
@@ -160,7 +163,7 @@ async def test_one_that_goes_is_lost(place: Path) -> None:
         writer.write(b'{"return": {}, "id": %s}\n' % json.dumps(asked.get("id")).encode())
         await message(reader)
 
-    async with monitor_that(script, place) as settings, open_monitor("web-01", settings, SHORT) as monitor:
+    async with monitor_that(script, place) as settings, open_monitor("web-01", settings, TIMEOUTS) as monitor:
         with pytest.raises(PlatformError, match="the monitor is lost"):
             await monitor.run("query-jobs")
         assert await monitor.lost == "QEMU has ended, or has closed its monitor"
@@ -170,12 +173,12 @@ async def test_one_that_goes_is_lost(place: Path) -> None:
 async def test_a_cleanup_that_cannot_look_says_so(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A VM that does not run has nothing left; one whose monitor does not answer may have."""
     gone = QemuVm(socket=place / "nobody", directory=place)
-    async with QemuPlatform(QemuSettings(vms={"gone": gone}, timeouts=SHORT)) as platform:
+    async with QemuPlatform(QemuSettings(vms={"gone": gone}, timeouts=TIMEOUTS)) as platform:
         assert await platform.cleanup() == []
     assert "not looked at" in caplog.text
     async with monitor_that(answers(b'{"return": 7, "id": ID}\n'), place) as settings:
         vms = {"gone": gone, "odd": settings}
-        async with QemuPlatform(QemuSettings(vms=vms, timeouts=SHORT)) as platform:
+        async with QemuPlatform(QemuSettings(vms=vms, timeouts=TIMEOUTS)) as platform:
             with pytest.raises(PlatformError, match="answered oddly"):
                 await platform.cleanup()
 
