@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from itertools import count
@@ -26,6 +27,14 @@ THREAD_TIMEOUT = 5.0
 settings.register_profile("test", deadline=None, derandomize=True)
 settings.register_profile("fuzz", deadline=None, max_examples=5_000)
 settings.load_profile("test")
+
+
+def pytest_configure() -> None:
+    """What a shell ignores for programs in its background, or nohup, every command that a test starts would as well."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda number, frame: None)  # a handler does not outlive exec(2)
 
 
 def pytest_asyncio_loop_factories(

@@ -23,9 +23,6 @@ import asyncio, os, signal, sys, time
 from sfasync.cli import runner
 from sfasync.cli.output import Output
 
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-    signal.signal(number, signal.SIG_DFL)
-
 def ready():
     os.write(1, b"ready\\n")
 """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -78,7 +77,6 @@ def start(*args: str | Path, env: Mapping[str, str] | None = None, **options: An
             "stderr": subprocess.PIPE,
             "text": True,
             "env": {**os.environ, **(env or {})},
-            "preexec_fn": _default_signals,
             **options,
         },
     )
@@ -98,9 +96,3 @@ def finish(process: subprocess.Popen[str], timeout: float = 60) -> Ended:
 def sfasync(*args: str | Path, env: Mapping[str, str] | None = None, timeout: float = 60) -> Ended:
     """Run the command to its end."""
     return finish(start(*args, env=env), timeout)
-
-
-def _default_signals() -> None:
-    # Tests may run in the background of a shell that ignores SIGINT there (bash without job control).
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)

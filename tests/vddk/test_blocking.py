@@ -79,7 +79,7 @@ def test_many_threads_read_one_disk(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_initialised")
 def test_an_interrupted_call_is_over_when_it_raises() -> None:
-    with nbdkit("memory", "1M", "delay-read=2", filters=("delay",)) as server:
+    with nbdkit("memory", "1M", "delay-read=20", filters=("delay",)) as server:
         connection = blocking.connect(access_to(ide0=server.uri), mode="nbd", vm_id=VM, snapshot_id="s1")
         disk = blocking.open(connection, "ide0")
         buffer = bytearray(512)
@@ -87,7 +87,7 @@ def test_an_interrupted_call_is_over_when_it_raises() -> None:
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
             blocking.read(disk, 0, 1, buffer)
-        assert time.monotonic() - start < 1.5
+        assert time.monotonic() - start < 10
         buffer.extend(b"nobody holds it")
         blocking.close(disk)
         blocking.disconnect(connection)
