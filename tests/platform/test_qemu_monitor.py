@@ -17,7 +17,7 @@ from sfasync import BusyError, PlatformError, SfasyncError, UsageError
 from sfasync.models import TlsPolicy
 from sfasync.platform.qemu.inventory import nodes
 from sfasync.platform.qemu.monitor import open_monitor
-from sfasync.platform.qemu.names import BitmapName, prefix_of
+from sfasync.platform.qemu.names import BitmapName, Kind, prefix_of
 from sfasync.platform.qemu.places import Places
 from sfasync.platform.qemu.platform import QemuPlatform
 from sfasync.platform.qemu.settings import QemuNbd, QemuSettings, QemuTimeouts, QemuVm
@@ -221,11 +221,12 @@ def test_addresses() -> None:
 def test_names_of_nodes_fit_into_qemu(tmp_path: Path) -> None:
     settings = QemuVm(socket=tmp_path / "qmp", directory=tmp_path)
     places = Places.of(settings)
-    longest = places.name(9999, "d") + "0123ab"
+    longest = places.name(9999, Kind.DATA) + "0123ab"
     assert len(longest) <= 31
-    assert places.parse(longest) == (9999, "d")
+    assert places.parse(longest) == (9999, Kind.DATA)
     assert places.parse("sfasync-00000000-0d") is None, "another monitor's"
     assert places.parse("vda") is None
+    assert places.parse(places.prefix + "0k") is None, "no kind of ours"
     assert prefix_of(settings) != prefix_of(QemuVm(socket=tmp_path / "other"))
 
 

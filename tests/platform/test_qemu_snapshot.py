@@ -18,7 +18,7 @@ import pytest
 from sfasync import BusyError, Checkpoint, Engine, LeaseLostError, PlatformError, Repository, UsageError
 from sfasync.nbd.uri import parse_uri
 from sfasync.platform.qemu.monitor import CommandError, Monitor, open_monitor
-from sfasync.platform.qemu.names import BitmapName
+from sfasync.platform.qemu.names import BitmapName, Kind
 from sfasync.platform.qemu.platform import QemuPlatform
 from sfasync.platform.qemu.settings import QemuNbd, QemuSettings, QemuVm
 from sfasync.platform.qemu.snapshot import QemuSnapshot
@@ -482,7 +482,7 @@ async def test_a_guest_that_is_lost_during_a_backup(repository: Repository) -> N
 async def test_a_snapshot_that_is_taken_away(machine: Machine, platform: QemuPlatform, command: str) -> None:
     async with platform.snapshot("web-01") as view:
         monitor: Monitor = view._monitor
-        name = view._places.name(1, "b" if command == "job-cancel" else "e")
+        name = view._places.name(1, Kind.BACKUP_JOB if command == "job-cancel" else Kind.EXPORT)
         await monitor.run(command, {"id": name})
         assert "disk 'vdb'" in await view.lost
         with pytest.raises(LeaseLostError, match="disk 'vdb'"):

@@ -34,6 +34,7 @@ from ...errors import PlatformError, printable
 from ...extents import align_up
 from .inventory import Disk
 from .monitor import CommandError, Monitor
+from .names import Kind
 from .places import Places
 
 _CLUSTER: Final = 64 << 10
@@ -106,9 +107,9 @@ class _Fleecing:
         self._places = places
         self._number = number
         # QEMU tells of trouble with one node once a second (monitor.c). It must not take this job's for the last one's.
-        data = places.name(number, "d") + secrets.token_hex(3)
-        self._node = {"map": places.name(number, "m"), "data": data}
-        self._quorum = places.name(number, "q")
+        data = places.name(number, Kind.DATA) + secrets.token_hex(3)
+        self._node = {"map": places.name(number, Kind.MAP), "data": data}
+        self._quorum = places.name(number, Kind.QUORUM)
 
     async def create_file(self, what: str, size: int, *, reserve: bool = False) -> None:
         """Have QEMU make a file anew, empty or with all its space."""
@@ -128,7 +129,7 @@ class _Fleecing:
 
     async def create(self, options: dict[str, object]) -> None:
         """Have QEMU make an image."""
-        job = self._places.name(self._number, "j")
+        job = self._places.name(self._number, Kind.FILE_JOB)
         await self._monitor.run("blockdev-create", {"job-id": job, "options": options})
         look = _LOOK
         while (state := await self._job(job)).status != "concluded":
@@ -172,7 +173,7 @@ class _Fleecing:
         return True
 
     async def add_overlay(self, disk: Disk) -> str:
-        name = self._places.name(self._number, "f")
+        name = self._places.name(self._number, Kind.OVERLAY)
         node = {
             "driver": "qcow2",
             "node-name": name,

@@ -3,7 +3,7 @@
 ::
 
     sfasync-1b2c3d4e-0e                         node, job, export or bitmap for the time of a job
-            |        | what it is: b ackup job, w rite filter, f leecing overlay, e xport, c hanged, ...
+            |        | what it is (`Kind`)
             |        which disk
             which monitor it was made through
     sfasync-chain-<chain>-<lineage>-<when>      bitmap that records changes, kept from backup to backup
@@ -23,6 +23,7 @@ import re
 import secrets
 import time
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final
 
 from .settings import QemuVm
@@ -33,6 +34,31 @@ OURS: Final = re.compile(r"sfasync-[0-9a-f]{8}-")
 _CHAIN: Final = "sfasync-chain-"
 _BITMAP = re.compile(r"sfasync-chain-([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{12})-([0-9a-f]{8})")
 _SEAL = re.compile(r"sfasync-seal-([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{1,16})-([0-9a-f]{1,16})")
+
+
+class Kind(Enum):
+    """What it is that bears a name, as the letter that stands in it. Earlier versions must be found again: letters stay.
+
+    For each disk that is frozen: a job with its filter, and an overlay over map and data (`fleecing`).
+    """
+
+    BACKUP_JOB = "b"
+    FILTER = "w"
+    OVERLAY = "f"
+    MAP = "m"
+    DATA = "d"
+    QUORUM = "q"
+    FILE_JOB = "j"
+    """It makes the files of map and data."""
+
+    EXPORT = "e"
+    CHANGED = "c"
+    """A bitmap: what had changed at the moment of the snapshot."""
+
+    SEAL_SOURCE = "z"
+    SEAL_TARGET = "y"
+    SEAL_JOB = "s"
+    """It copies from nothing to nothing, and is cancelled (`seal`)."""
 
 
 def prefix_of(settings: QemuVm) -> str:

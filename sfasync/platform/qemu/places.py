@@ -13,10 +13,10 @@ from typing import Final
 from ...errors import UsageError, printable
 from ...files import storage_error
 from ...state import private
-from .names import prefix_of
+from .names import Kind, prefix_of
 from .settings import QemuVm
 
-_NAME = re.compile(r"([0-9]{1,4})([a-z])([0-9a-f]{6})?")
+_NAME = re.compile(rf"([0-9]{{1,4}})([{''.join(kind.value for kind in Kind)}])([0-9a-f]{{6}})?")
 
 _SOCKET_PATH: Final = 107  # unix(7)
 
@@ -60,14 +60,14 @@ class Places:
         """Id of the object with the credentials of a server of ours."""
         return f"{self.prefix}tls"
 
-    def name(self, number: int, kind: str) -> str:
-        """Of a node, job, export or bitmap; `kind` is a letter (`names`)."""
-        return f"{self.prefix}{number}{kind}"
+    def name(self, number: int, kind: Kind) -> str:
+        """Of a node, job, export or bitmap for a disk."""
+        return f"{self.prefix}{number}{kind.value}"
 
-    def parse(self, name: str) -> tuple[int, str] | None:
+    def parse(self, name: str) -> tuple[int, Kind] | None:
         """Number and kind of a name of ours; None for another one."""
         match = _NAME.fullmatch(name.removeprefix(self.prefix)) if name.startswith(self.prefix) else None
-        return None if match is None else (int(match[1]), match[2])
+        return None if match is None else (int(match[1]), Kind(match[2]))
 
     def number(self, name: str) -> int:
         """The disk that a name of ours belongs to."""

@@ -18,6 +18,7 @@ from ...models import Checkpoint, ExportAddress, MetadataContext
 from .bitmaps import copying, usable
 from .inventory import Bitmap, Disk, disks, wanted
 from .monitor import CommandError, Monitor, open_monitor
+from .names import Kind
 from .places import Places
 from .serving import serve, start_server
 from .settings import QemuTimeouts, QemuVm
@@ -68,7 +69,7 @@ class QemuTarget:
         Raises:
             LeaseLostError: The disks are served no more.
         """
-        await self.watch.check("e")
+        await self.watch.check(Kind.EXPORT)
 
     async def finish(self) -> Sequence[str]:
         """The disks are as they were; nothing else of the VM was touched."""
@@ -154,7 +155,7 @@ async def _target(
 ) -> TargetDisk:
     copy: str | None = None
     if base is not None:  # it goes on recording, and what the restore writes is not what has to be written
-        copy = places.name(number, "c")
+        copy = places.name(number, Kind.CHANGED)
         await monitor.run("transaction", {"actions": copying(disk.node.node_name, base, copy)})
     try:
         address = await serve(monitor, settings, places, number, disk.node.node_name, writable=True, bitmap=copy)

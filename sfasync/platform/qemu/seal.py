@@ -21,7 +21,7 @@ from ...errors import PlatformError
 from ...extents import align_up
 from .inventory import Bitmap, Disk, Node, nodes
 from .monitor import CommandError, Monitor
-from .names import BitmapName, SealName
+from .names import BitmapName, Kind, SealName
 from .places import Places
 
 _BITS: Final = 1 << 24
@@ -81,7 +81,7 @@ async def put_seal(monitor: Monitor, places: Places, number: int, disk: Disk, li
     for name, bitmap in seals(disk.node, line.chain):
         if (name.lineage, name.size) == (line.lineage, disk.size):  # the disk had another size since, so it is broken
             await monitor.run("block-dirty-bitmap-remove", {"node": disk.node.node_name, "name": bitmap.name})
-    source, target, job = (places.name(number, kind) for kind in "zys")
+    source, target, job = (places.name(number, kind) for kind in (Kind.SEAL_SOURCE, Kind.SEAL_TARGET, Kind.SEAL_JOB))
     granularity = max(_SECTOR, 1 << (-(-disk.size // _BITS) - 1).bit_length())
     for node in (source, target):
         nothing = {"driver": "null-co", "node-name": node, "size": disk.size, "read-zeroes": False}

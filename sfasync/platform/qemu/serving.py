@@ -7,6 +7,7 @@ import secrets
 from ...errors import PlatformError
 from ...models import ExportAddress
 from .monitor import CommandError, Monitor
+from .names import Kind
 from .places import Places
 from .settings import QemuVm
 
@@ -74,7 +75,7 @@ async def serve(
     name = f"sfasync-{secrets.token_hex(16)}"
     arguments: dict[str, object] = {
         "type": "nbd",
-        "id": places.name(number, "e"),
+        "id": places.name(number, Kind.EXPORT),
         "node-name": node,
         "name": name,
         "writable": writable,

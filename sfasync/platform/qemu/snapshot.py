@@ -28,7 +28,7 @@ from .bitmaps import Plan, copying, of_chain, plan
 from .fleecing import add_fleecing_node
 from .inventory import disks, nodes, wanted
 from .monitor import CommandError, Monitor, open_monitor
-from .names import chain_of
+from .names import Kind, chain_of
 from .places import Places
 from .seal import put_seal, seals
 from .serving import serve, start_server
@@ -89,7 +89,7 @@ class QemuSnapshot:
         Raises:
             LeaseLostError: The snapshot is of no use any more.
         """
-        await self._watch.check("be")
+        await self._watch.check(Kind.BACKUP_JOB, Kind.EXPORT)
 
     async def committed(self, disk_ids: Sequence[str]) -> None:
         """Drop all bitmaps of the chain but the new ones.
@@ -141,11 +141,11 @@ class QemuSnapshot:
         actions: list[dict[str, object]] = []
         for number, (entry, target) in enumerate(zip(self._plans, targets, strict=True)):
             job = {
-                "job-id": self._places.name(number, "b"),
+                "job-id": self._places.name(number, Kind.BACKUP_JOB),
                 "device": entry.disk.node.node_name,
                 "target": target,
                 "sync": "none",
-                "filter-node-name": self._places.name(number, "w"),
+                "filter-node-name": self._places.name(number, Kind.FILTER),
             }
             actions.append({"type": "blockdev-backup", "data": job})
         for number, entry in enumerate(self._plans):
@@ -153,12 +153,12 @@ class QemuSnapshot:
             new = {"node": node, "name": str(entry.new), "persistent": entry.disk.node.keeps_bitmaps}
             actions.append({"type": "block-dirty-bitmap-add", "data": new})
             if entry.base is not None:
-                actions += copying(node, entry.base, self._places.name(number, "c"))
+                actions += copying(node, entry.base, self._places.name(number, Kind.CHANGED))
         return actions
 
     async def _serve(self, number: int, entry: Plan, settings: QemuVm) -> FrozenDisk:
-        overlay = self._places.name(number, "f")
-        bitmap = self._places.name(number, "c") if entry.base is not None else None
+        overlay = self._places.name(number, Kind.OVERLAY)
+        bitmap = self._places.name(number, Kind.CHANGED) if entry.base is not None else None
         address = await serve(self._monitor, settings, self._places, number, overlay, bitmap=bitmap)
         return FrozenDisk(
             id=entry.disk.id,

@@ -25,12 +25,16 @@ from ...tasks import finish
 from .fleecing import empty_files
 from .inventory import Node, exports, nodes
 from .monitor import CommandError, Monitor, open_monitor
+from .names import Kind
 from .places import Places
 from .settings import QemuTimeouts, QemuVm
 
 _logger = logging.getLogger(__name__)
 
 _LOOK: Final = 0.02
+
+_NODES: Final = (Kind.OVERLAY, Kind.QUORUM, Kind.DATA, Kind.MAP, Kind.SEAL_SOURCE, Kind.SEAL_TARGET)
+"""From what uses others to what is used. The filters go with their jobs."""
 
 
 class _Job(msgspec.Struct, frozen=True, rename="kebab"):
@@ -73,11 +77,11 @@ class Sweep:
         await self._remove_exports()
         await self._end_jobs()
         present = await nodes(self.monitor)
-        for kind in "fqdmzy":  # from what uses others to what is used
-            for name in self._fleecing(present, kind):
+        for kind in _NODES:
+            for name in self._nodes(present, kind):
                 self._report("node", name, await self._refusal("blockdev-del", {"node-name": name}))
         if not self.places.local:  # the files have their names still; the next job uses them again
-            for name in self._fleecing(present, "m"):
+            for name in self._nodes(present, Kind.MAP):
                 await empty_files(self.monitor, self.places, self.places.number(name))
         for node in present:
             for name in self._bitmaps(node):
@@ -97,7 +101,7 @@ class Sweep:
         for kind, names in (
             ("export", await self._exports()),
             ("job", [job.id for job in await self._jobs()]),
-            ("node", self._fleecing(present, "fqdmzy")),
+            ("node", self._nodes(present, *_NODES)),
             ("bitmap", [bitmap for node in present for bitmap in self._bitmaps(node)]),
         ):
             self.found += [Leftover(kind=kind, id=name, vm=self.vm, removed=False) for name in names]
@@ -112,8 +116,8 @@ class Sweep:
         jobs = await self.monitor.ask("query-jobs", tuple[_Job, ...])
         return [job for job in jobs if job.id.startswith(self.places.prefix)]
 
-    def _fleecing(self, present: Sequence[Node], kinds: str) -> list[str]:
-        """Our nodes of some kinds; the filters go with their jobs."""
+    def _nodes(self, present: Sequence[Node], *kinds: Kind) -> list[str]:
+        """Our nodes of some kinds."""
         named = [(node.node_name, self.places.parse(node.node_name)) for node in present]
         return [name for name, parts in named if parts is not None and parts[1] in kinds]
 

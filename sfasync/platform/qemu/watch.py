@@ -10,6 +10,7 @@ import msgspec
 from ...errors import LeaseLostError, PlatformError, printable
 from .inventory import exports
 from .monitor import Event, Monitor
+from .names import Kind
 from .places import Places
 
 
@@ -38,11 +39,11 @@ class Watch:
         monitor.on_event = self._heard
         monitor.lost.add_done_callback(self._unmonitored)
 
-    async def check(self, kinds: str) -> None:
+    async def check(self, *kinds: Kind) -> None:
         """Ask QEMU; its answer comes after all that it had to tell before.
 
         Args:
-            kinds: What there must be of each disk: e xport, b ackup job.
+            kinds: What there must be of each disk: jobs, exports.
 
         Raises:
             LeaseLostError: Something is gone.
@@ -73,12 +74,12 @@ class Watch:
         names = data if isinstance(data, Mapping) else {}
         for key in ("node-name", "device", "id", "reference"):
             name = names.get(key)
-            if isinstance(name, str) and name.startswith(self._places.prefix) and not name.endswith("s"):
-                self._lose(_bad_news(str(event.get("event")), names, self._disk_of(name)))
+            ours = self._places.parse(name) if isinstance(name, str) else None
+            if ours is not None and ours[1] is not Kind.SEAL_JOB:
+                self._lose(_bad_news(str(event.get("event")), names, self._disk(ours[0])))
 
-    def _disk_of(self, name: str) -> str:
-        parts = self._places.parse(name)
-        return repr(self._disks[parts[0]]) if parts is not None and parts[0] < len(self._disks) else printable(name)
+    def _disk(self, number: int) -> str:
+        return repr(self._disks[number]) if number < len(self._disks) else f"number {number}"
 
     def _unmonitored(self, lost: asyncio.Future[str]) -> None:
         if not lost.cancelled():
