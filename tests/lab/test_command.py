@@ -58,13 +58,14 @@ def test_up_write_status_and_down(directory: Path) -> None:
     assert written.last["bytes"] == 1 << 20
     misbehaving = lab("misbehave", "busy", "3")
     assert misbehaving["faults"] == {"busy": 3}
+    assert lab("misbehave", "slow-task", "always")["faults"] == {"busy": 3, "slow-task": -1}
     off = lab("power", "web-01", "off")
     assert off["running"] is False
     status = lab("status")
     (machine,) = status["vms"]
     assert (machine["name"], machine["running"], machine["snapshots"]) == ("web-01", False, [])
     assert [disk["size"] for disk in machine["disks"]] == [64 << 20] * 2
-    assert (status["backup_resources"], status["faults"]) == ([], {"busy": 3})
+    assert (status["backup_resources"], status["faults"]) == ([], {"busy": 3, "slow-task": -1})
     assert "web-01" in sfasync("lab", "status", "--dir", directory).out
     refused = sfasync("lab", "write", "web-01", "ide0", "--pattern", "1", "--dir", directory)
     assert refused.status == 2
@@ -116,6 +117,7 @@ def test_an_interrupted_start_leaves_nothing(directory: Path) -> None:
         ("write", "web-01", "ide0", "--pattern", "256"),
         ("write", "web-01", "ide0", "--random", "1", "--pattern", "1"),
         ("misbehave", "busy", "--stop"),
+        ("misbehave", "busy", "0"),
         ("status",),
     ],
     ids=lambda arguments: " ".join(arguments),

@@ -31,6 +31,15 @@ def _byte(text: str) -> int:
     return byte
 
 
+def _times(text: str) -> int:
+    """How often a fault happens, as of `Misbehaviour.plan`."""
+    if text == "always":
+        return -1
+    if not (text.isascii() and text.isdecimal() and 0 < len(text) < 10 and int(text)):
+        raise click.BadParameter(f"{text!r} is neither a number of times, 1 or more, nor 'always'; --stop ends faults")
+    return int(text)
+
+
 @click.group("lab", no_args_is_help=False)
 def command() -> None:
     """Run a platform to try things on, on this machine.
@@ -187,13 +196,13 @@ def power(output: Output, vm: str, state: str, directory: Path | None) -> int:
 
 @command.command("misbehave")
 @click.argument("fault", required=False)
-@click.argument("count", type=click.IntRange(-1), default=1, required=False)
+@click.argument("count", type=_times, default="1", required=False)
 @click.option("--path", default="", metavar="TEXT", help="Only in calls whose path contains this.")
 @click.option("--stop", is_flag=True, help="Nothing is to go wrong any more.")
 @_directory
 @options.common
 def misbehave(output: Output, fault: str | None, count: int, path: str, stop: bool, directory: Path | None) -> int:
-    """Let FAULT happen the next COUNT times, -1 for always; without FAULT, show what can happen."""
+    """Let FAULT happen the next COUNT times, or always; without FAULT, show what can happen."""
     if stop and fault is not None:
         raise click.UsageError("--stop ends every fault; leave FAULT out")
 

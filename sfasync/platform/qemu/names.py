@@ -37,7 +37,7 @@ _SEAL = re.compile(r"sfasync-seal-([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{1,16})
 
 
 class Kind(Enum):
-    """What it is that bears a name, as the letter that stands in it. Earlier versions must be found again: letters stay.
+    """What it is that bears a name, as the letter in it. Letters stay: what earlier versions left must be found.
 
     For each disk that is frozen: a job with its filter, and an overlay over map and data (`fleecing`).
     """
