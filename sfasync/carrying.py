@@ -52,6 +52,11 @@ _SHORT: Final = 0.003
 _PATIENCE: Final = 0.03
 """Seconds of longer waits, one after another, after which an end is far away."""
 
+_RETREAT: Final = 2.0
+"""Seconds that threads have for the pieces they are at, when one of them has failed. One that waits for a server that
+hangs is not waited for, which costs its connection.
+"""
+
 _WAITS: Final = 3
 """How many of them there are at least."""
 
@@ -119,9 +124,13 @@ class _Hand:
             failed = True
         return _Moved(position, zeros, not (failed or self._over), reading, writing)
 
+    def pause(self) -> None:
+        """End `move` after the piece it is at; called on the loop."""
+        self._stopped = True
+
     def stop(self) -> None:
         """End `move` soon; called on the loop."""
-        self._stopped = True
+        self.pause()
         self._reader.stop()
         self._writer.stop()
 
@@ -184,6 +193,7 @@ class Carriers:
         self._meter = meter
         self._turn = asyncio.Lock()  # an async generator takes one caller at a time
         self._left: list[Step] = []
+        self._retreat: asyncio.TimerHandle | None = None
 
     async def carry(self, plan: AsyncIterator[Step], sink: Sink, *, piece: int, pool: BufferPool) -> list[Step]:
         """Carry out a plan of DATA and ZERO for as long as all goes well.
@@ -202,7 +212,7 @@ class Carriers:
         """
 
         async def lane(hand: _Hand) -> None:
-            while not self._left:
+            while self.count:
                 async with self._turn:
                     step = await anext(plan, None)
                 if step is None:
@@ -224,13 +234,16 @@ class Carriers:
         except SfasyncError as error:
             error.disk = error.disk or self._meter.id
             raise
+        finally:
+            if self._retreat is not None:
+                self._retreat.cancel()
         return self._left
 
     async def _move(self, hand: _Hand, thread: Workers, step: Step, view: memoryview, sink: Sink) -> None:
         """Let a thread move a stretch; what it does not is left."""
         assert step.action is Action.DATA and not step.zeros, f"{step} in the plan of a copy"
         position, end = step.offset, step.offset + step.length
-        well = True
+        well = self.count > 0
         while well and position < end:
             rest = Step(Action.DATA, position, end - position)
             try:
@@ -251,8 +264,20 @@ class Carriers:
             self._meter.changed()
             position, well = moved.end, moved.well
         if position < end:
-            self.count = 0
             self._left.append(Step(Action.DATA, position, end - position))
+            self._end()
+
+    def _end(self) -> None:
+        """Let all threads end: after the piece that each is at, or in the midst of it if that takes long."""
+        if self.count:
+            self.count = 0
+            for hand in self._hands:
+                hand.pause()
+            self._retreat = asyncio.get_running_loop().call_later(_RETREAT, self._stop)
+
+    def _stop(self) -> None:
+        for hand in self._hands:
+            hand.stop()
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from .interfaces import Sink, Source
 from .models import CopyResult, Extent, Limits
 from .pipeline import transfer
 from .progress import Meter, Reporter
+from .recess import Plan, Recess
 from .resources import Resources
 from .rewriting import make_durable
 from .sparse import LARGEST_BLOCK, SparseSink, ZeroedSink
@@ -97,20 +98,24 @@ async def copy(
     def longest() -> int:
         return max(STRETCH, piece) if threads.count else tuner.setting.size
 
-    plan = pieces(extents, size=size, piece=longest, alignment=alignment)
-    async with aclosing(plan):
-        # Its block ends before the pipeline begins, which needs the connections of the threads.
-        async with carriers(
-            source,
-            target,
-            crew=resources.crew,
-            connections=connections,
-            block=zero_block(target, options),
-            meter=meter,
-        ) as threads:
-            left = await threads.carry(plan, sink, piece=piece, pool=resources.pool)
-        rest = again(left, plan, piece=longest)
-        await transfer(rest, resources.throttled(source), sink, pool=resources.pool, lanes=tuner, meter=meter)
+    recess = Recess()
+    async with aclosing(pieces(extents, size=size, piece=longest, alignment=alignment)) as steps:
+        plan = Plan(steps)
+        while not plan.ended:
+            # Its block ends before the pipeline begins, which needs the connections of the threads.
+            async with carriers(
+                source,
+                target,
+                crew=resources.crew,
+                connections=connections,
+                block=zero_block(target, options),
+                meter=meter,
+            ) as threads:
+                carried = threads.count > 0
+                left = await threads.carry(plan, sink, piece=piece, pool=resources.pool)
+            recess.begin(carried=carried)
+            rest = again(left, plan, piece=longest, enough=recess.over)
+            await transfer(rest, resources.throttled(source), sink, pool=resources.pool, lanes=tuner, meter=meter)
     setting = Setting(threads.count, piece) if threads.count else tuner.setting
     reporter.enter("committing")
 

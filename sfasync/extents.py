@@ -123,9 +123,11 @@ async def loads(plan: AsyncIterator[Step], *, most: int) -> AsyncGenerator[list[
 
 
 async def again(
-    left: Sequence[Step], plan: AsyncIterator[Step], *, piece: int | Callable[[], int]
+    left: Sequence[Step], plan: AsyncIterator[Step], *, piece: int | Callable[[], int], enough: Callable[[Step], bool]
 ) -> AsyncGenerator[Step, None]:
-    """Steps of a plan that were not done, cut into pieces if they are all data, and then what is left of the plan."""
+    """Steps of a plan that were not done, cut into pieces if they are all data, and then what is left of the plan, up
+    to the step that is enough.
+    """
     for step in left:
         if step.action is Action.DATA and not step.zeros:
             for part in _cut(step.offset, step.offset + step.length, piece):
@@ -134,6 +136,8 @@ async def again(
             yield step
     async for step in plan:
         yield step
+        if enough(step):
+            return
 
 
 def _cut(start: int, end: int, piece: int | Callable[[], int]) -> Iterator[Step]:

@@ -7,8 +7,9 @@ is only a few chunks long, or has zeros inside, is not worth a thread: that is g
     threads    ------------       ------------
     pipeline               ----   (and the zeros)
 
-What threads leave, because something failed or the source is far away, is the pipeline's as well (`carrying`). So is
-the rest of a disk whose data is scattered: there the map must not wait for the pipeline, nor the pipeline for the map.
+What threads leave, because something failed or the source is far away, is the pipeline's as well (`carrying`), for a
+while (`recess`). So is what follows where data is scattered, up to the next long stretch: there the map must not wait
+for the pipeline, nor the pipeline for the map.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from .extents import Action, Step, again
 from .interfaces import DiskWriter, Source
 from .pipeline import transfer
 from .progress import Meter
+from .recess import Plan, Recess
 from .units import MiB
 
 _STRETCH: Final = 8 * MiB
@@ -36,6 +38,9 @@ _GATHERED: Final = 1024
 """Steps that are kept for the pipeline; more are carried out at once. After so many without a stretch that is worth a
 thread's while, none is expected.
 """
+
+_DENSE: Final = 64
+"""Chunks next to each other after which more of them are expected again."""
 
 
 async def haul(
@@ -68,14 +73,38 @@ async def haul(
     async def pipeline(steps: AsyncIterator[Step]) -> None:
         await transfer(steps, source, writer, pool=pool, lanes=lanes, meter=meter)
 
-    kept: list[Step] = []
-    left: list[Step] = []
-    # Its block ends before the last of the pipeline begins, which needs the connections of the threads.
-    async with carriers(source, writer, crew=crew, connections=connections, block=0, meter=meter) as carrying:
-        if carrying.count:
-            async with aclosing(_stretches(plan, kept, pipeline)) as stretches:
-                left = await carrying.carry(stretches, writer, piece=writer.chunk_size, pool=pool)
-    await pipeline(again([*left, *kept], plan, piece=writer.chunk_size))
+    plan = Plan(plan)
+    recess = Recess()
+    while not plan.ended:
+        kept: list[Step] = []
+        left: list[Step] = []
+        # Its block ends before the pipeline begins, which needs the connections of the threads.
+        async with carriers(source, writer, crew=crew, connections=connections, block=0, meter=meter) as threads:
+            carried = threads.count > 0
+            if carried:
+                async with aclosing(_stretches(plan, kept, pipeline)) as stretches:
+                    left = await threads.carry(stretches, writer, piece=writer.chunk_size, pool=pool)
+        enough: Callable[[Step], bool] = _Dense()
+        if left or not carried:
+            recess.begin(carried=carried)
+            enough = recess.over
+        await pipeline(again([*left, *kept], plan, piece=writer.chunk_size, enough=enough))
+
+
+class _Dense:
+    """Whether a plan has come to a stretch that is long enough to go on with threads, told after each of its steps."""
+
+    def __init__(self) -> None:
+        self._count = 0  # chunks of the stretch
+        self._end = 0  # of the last one
+
+    def __call__(self, step: Step) -> bool:
+        if step.action is not Action.DATA or step.zeros:
+            self._count = 0
+        else:
+            self._count = self._count + 1 if step.offset == self._end else 1
+        self._end = step.offset + step.length
+        return self._count >= _DENSE
 
 
 async def _stretches(

@@ -143,6 +143,56 @@ async def test_a_server_that_is_far_away_is_left_to_the_pipeline(
     assert result.requests > 3
 
 
+async def test_a_server_that_comes_near_gets_its_threads_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfasync.transport.export._SOON", 5.0)
+    monkeypatch.setattr("sfasync.carrying._WAITING", 0.0)  # part of the time of a piece, on a machine that is busy
+    monkeypatch.setattr("sfasync.recess._FIRST", 0.0)
+    lengths: list[int] = []
+
+    async def slow_at_first(client: Client) -> None:
+        await client.open(96 * MiB)
+        with suppress(asyncio.IncompleteReadError):
+            while (request := await client.request()).kind == peer.READ:
+                lengths.append(request.length)
+                if len(lengths) <= 12:
+                    await asyncio.sleep(0.04)
+                else:
+                    monkeypatch.setattr("sfasync.carrying._PATIENCE", float("inf"))
+                await client.say(peer.data(request.cookie, request.offset, bytes(request.length), done=True))
+
+    async with liar(slow_at_first) as address, Engine() as engine:
+        result = await engine.copy(address, "null:", extents=False)
+    assert result.bytes_read == 96 * MiB
+    assert MiB in lengths, "the pipeline had it"
+    assert result.requests in (2, 3), "and threads have ended it"
+
+
+async def test_a_thread_that_hangs_does_not_hold_up_others_when_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfasync.transport.export._SOON", 5.0)
+    monkeypatch.setattr("sfasync.carrying._RETREAT", 0.05)
+    numbers = itertools.count()
+    hanging = asyncio.Event()
+
+    async def serve(client: Client) -> None:
+        number = next(numbers)
+        await client.open(64 * MiB)
+        with suppress(asyncio.IncompleteReadError):
+            while (request := await client.request()).kind == peer.READ:
+                if number == 1:
+                    await hanging.wait()
+                    number = 9
+                    await client.say(peer.error(request.cookie, 5, b"once"))
+                elif number == 2:
+                    hanging.set()
+                    await client.request()  # never: it is cut
+                else:
+                    await client.say(peer.data(request.cookie, request.offset, bytes(request.length), done=True))
+
+    async with asyncio.timeout(60), liar(serve) as address, Engine(timeouts=Timeouts(stall=300, request=300)) as engine:
+        result = await engine.copy(address, "null:", extents=False)
+    assert result.bytes_read == 64 * MiB
+
+
 @pytest.mark.parametrize("options", [{"requests": 2}, {"synchronous": True}, {"connections": 2}])
 async def test_who_says_how_many_requests_gets_them(image: Path, options: dict[str, int]) -> None:
     with nbdkit("file", image) as server:
@@ -381,6 +431,7 @@ class Case:
     faults: tuple[frozenset[int], frozenset[int]]
     far: int
     news: float
+    recess: float
 
     def disks(self) -> tuple[ThreadedDisk, ThreadedDisk]:
         source = ThreadedDisk(self.content, block_size=self.blocks[0], faults=self.faults[0], far=self.far)
@@ -417,6 +468,7 @@ cases = st.builds(
     faults=st.tuples(*[st.frozensets(st.integers(0, 12), max_size=2)] * 2),
     far=st.sampled_from([0, 4, 1 << 30]),
     news=st.sampled_from([1e-9, 1.0]),
+    recess=st.sampled_from([0.0, 600.0]),
 )
 
 
@@ -427,6 +479,7 @@ def small(case: Case) -> Iterator[None]:
         patch.setattr("sfasync.copying.STRETCH", 16 * KiB)
         patch.setattr("sfasync.copying.PIECE", 8 * KiB)
         patch.setattr("sfasync.carrying._NEWS", case.news)
+        patch.setattr("sfasync.recess._FIRST", case.recess)
         yield
 
 
@@ -533,7 +586,7 @@ async def test_servers_of_no_help(seed: int) -> None:
     chance = random.Random(seed)
     content = bytearray(b"".join(chance.choice([bytes(20_000), chance.randbytes(30_000)]) for _ in range(60)))
     source, target = Serving(content, seed), Serving(bytearray(b"\xff" * len(content)), seed + 100)
-    with small(Case(b"", (1, 1), None, 0, True, False, (frozenset(), frozenset()), 0, 1.0)):
+    with small(Case(b"", (1, 1), None, 0, True, False, (frozenset(), frozenset()), 0, 1.0, 0.0)):
         async with liar(source) as left, liar(target) as right, Engine(retry=Retry(attempts=50, delay=0.001)) as engine:
             result = await engine.copy(left, right)
     assert target.content == content

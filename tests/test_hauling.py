@@ -200,6 +200,39 @@ async def test_one_connection_is_the_pipelines(image: Path, repository: Reposito
     assert carried == []
 
 
+async def test_a_disk_that_turns_dense_gets_its_threads_back(
+    repository: Repository, tmp_path: Path, carried: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sfasync.hauling._GATHERED", 6)
+    monkeypatch.setattr("sfasync.hauling._DENSE", 4)
+    image, source = tmp_path / "image.raw", random.Random(11)
+    with image.open("wb") as file:
+        for start in (0, 32 * MiB):
+            for scattered in range(start, start + 12 * MiB, 2 * MiB):
+                file.seek(scattered)
+                file.write(source.randbytes(MiB))
+            file.seek(start + 16 * MiB)
+            file.write(source.randbytes(16 * MiB))
+    with nbdkit("file", image) as server:
+        async with Engine(repository) as engine:
+            backup = await engine.backup_vm("vm", disks={"vda": server.uri})
+            await check(engine, backup.id, image, tmp_path / "restored")
+    assert sum(carried) > 16 * MiB, "more than once"
+
+
+async def test_threads_are_tried_again(
+    image: Path, repository: Repository, tmp_path: Path, carried: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One loses its connection early on."""
+    monkeypatch.setattr("sfasync.recess._FIRST", 0.0)
+    with nbdkit("file", image, tcp=True) as server, resetting(server, every=4 * MiB, most=1) as proxy:
+        async with Engine(repository, retry=Retry(delay=0.01)) as engine:
+            backup = await engine.backup_vm("vm", disks={"vda": proxy.uri})
+            await check(engine, backup.id, image, tmp_path / "restored")
+    assert proxy.resets == 1
+    assert sum(carried) > 24 * MiB, "more than three began"
+
+
 @given(picture=st.text("Dz0", max_size=60), taken=st.integers(0, 5))
 async def test_each_step_goes_one_way(picture: str, taken: int) -> None:
     """Letters are chunks: data, data with zeros inside, zeros; whoever takes stretches may stop after some of them."""

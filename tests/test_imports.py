@@ -29,7 +29,7 @@ RINGS = (
     {
         *("backup", "badblocks", "basis", "carrying", "config", "conversion", "copying", "crew", "destinations"),
         *("diskbackup", "drivers", "endpoints", "engine", "estimate", "hauling", "jobs", "programs", "qcow2"),
-        *("recovery", "resources", "resuming", "restore", "rewriting", "secrets", "streaming", "targets"),
+        *("recess", "recovery", "resources", "resuming", "restore", "rewriting", "secrets", "streaming", "targets"),
     },
     {"lab"},
     {"__init__", "__main__", "cli", "vddk"},
