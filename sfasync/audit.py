@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .errors import UsageError, printable
 
@@ -30,8 +30,7 @@ SEEDS = 1 << 32
 """How many different walks there are on a large disk."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """How much to audit: about so many chunks, or a share of all, in millionths of a percent; neither for none."""
 
     chunks: int = 0

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from . import badblocks
 from .errors import IntegrityError, printable
@@ -19,8 +18,7 @@ Lost: TypeAlias = Callable[[DiskRecord], Awaitable[tuple[Extent, ...]]]
 """As `BackupSession.lost`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Basis:
+class Basis(NamedTuple):
     """What can be built on of one disk.
 
     Attributes:

@@ -17,12 +17,9 @@ from .progress import Meter, Reporter
 from .recess import Plan, Recess
 from .resources import Resources
 from .rewriting import make_durable
-from .sparse import LARGEST_BLOCK, SparseSink, ZeroedSink
+from .sparse import LARGEST_BLOCK, SPARSE_BLOCK, SparseSink, ZeroedSink
 from .tuning import LARGEST_STEP, Setting, Tuner
 from .units import KiB, MiB
-
-SPARSE_BLOCK = 64 * KiB
-"""What qcow2 can leave out. With smaller ones a copy falls apart into more requests than it saves bytes."""
 
 _REQUEST_SIZE = MiB  # less CPU for each GiB than 256 or 512 KiB (docs/protocol.md, "Where the bytes go")
 _MAXIMUM = 32 * MiB  # what every server takes, as nbdcopy's limit

@@ -10,7 +10,8 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from . import badblocks
 from .audit import SEEDS, Sample, Stretch
@@ -42,8 +43,7 @@ GAP = 64 * KiB
 """A round trip for the data behind a shorter run of zeros costs more than the zeros (docs/performance.md)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MovedDisk:
+class MovedDisk(NamedTuple):
     """A disk that is in the session.
 
     Attributes:

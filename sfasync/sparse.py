@@ -6,7 +6,10 @@ from collections.abc import Iterator
 
 from .extents import align_down
 from .interfaces import Buffer, Sink
-from .units import MiB
+from .units import KiB, MiB
+
+SPARSE_BLOCK = 64 * KiB
+"""What qcow2 can leave out. With smaller ones a copy falls apart into more requests than it saves bytes."""
 
 LARGEST_BLOCK = MiB
 

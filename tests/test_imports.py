@@ -16,6 +16,8 @@ import pytest
 
 import sfasync
 
+from .support.servers import nbdkit
+
 PACKAGE = Path(sfasync.__file__).parent
 
 # From the inside out; a part imports its own ring and those before it. A new module has to be placed here.
@@ -180,6 +182,22 @@ def test_copy_loads_what_it_needs(tmp_path: Path) -> None:
     assert loaded & {"hashlib", "json", "shutil", "tempfile"} == set(), "what qcow2, --json and pinning need"
     assert loaded & {"sfasync.qcow2", "sfasync.streaming", "sfasync.transport.pipe"} == set()
     assert models_among(loaded) == {"addresses", "checks", "copies", "extents", "options", "styles"}
+
+
+def test_a_backup_loads_what_it_needs(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    with nbdkit("memory", "1M") as server:
+        for arguments in (["init"], ["backup", "--quiet", "web-01", "--disk", f"vda={server.uri}"]):
+            loaded = loaded_by(
+                f"sys.argv = ['sfasync', *{arguments!r}, '--repo', {str(repository)!r}]",
+                "from sfasync.__main__ import main",
+                "main()",
+            )
+    assert loaded & {"anyio", "cryptography", "httpcore2", "rich", "tomllib"} == set()
+    assert loaded & {f"sfasync.{name}" for name in ("config", "copying", "estimate", "restore", "secrets")} == set()
+    assert loaded & {f"sfasync.store.{name}" for name in ("diff", "disk", "verify")} == set()
+    needed = {"addresses", "backups", "checks", "extents", "manifest", "options", "states", "styles"}
+    assert models_among(loaded) == needed
 
 
 def test_a_listing_loads_what_it_needs(tmp_path: Path) -> None:

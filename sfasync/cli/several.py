@@ -11,12 +11,11 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..models import DiskProgress, Progress
 from .failures import SomeFailed
 from .output import Output
 
 if TYPE_CHECKING:
-    from ..models import VirtualMachine
+    from ..models import DiskProgress, Progress, VirtualMachine
     from ..progress import ProgressCallback
 
 _T = TypeVar("_T")
@@ -111,6 +110,8 @@ class _Together:
     """The progress of several jobs as that of one; what has ended is added up."""
 
     def __init__(self, callback: ProgressCallback | None) -> None:
+        from ..models import DiskProgress  # most commands move one VM, or none
+
         self._callback = callback
         self._began = time.monotonic()
         self._running: dict[str, tuple[DiskProgress, ...]] = {}
@@ -135,6 +136,8 @@ class _Together:
             self._finished = replace(self._finished, **sums)
 
     def _whole(self) -> Progress:
+        from ..models import Progress
+
         finished = (self._finished,) if self._finished.size else ()
         running = (disk for disks in self._running.values() for disk in disks)
         return Progress(state="running", disks=(*finished, *running), seconds=time.monotonic() - self._began)

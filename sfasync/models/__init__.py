@@ -11,12 +11,11 @@ from ..lazy import loaded_on_use
 if TYPE_CHECKING:
     from .addresses import ExportAddress as ExportAddress
     from .addresses import TlsPolicy as TlsPolicy
-    from .backups import BackupEstimate as BackupEstimate
     from .backups import BackupResult as BackupResult
-    from .backups import DiskEstimate as DiskEstimate
-    from .backups import UnfinishedBackup as UnfinishedBackup
     from .checks import check_id as check_id
     from .copies import CopyResult as CopyResult
+    from .estimates import BackupEstimate as BackupEstimate
+    from .estimates import DiskEstimate as DiskEstimate
     from .extents import Extent as Extent
     from .findings import Difference as Difference
     from .findings import Problem as Problem
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from .states import Interruption as Interruption
     from .styles import TlsStyle as TlsStyle
     from .styles import TransportMode as TransportMode
+    from .unfinished import UnfinishedBackup as UnfinishedBackup
 else:  # hidden from type checkers, to whom a name that is not there is an error
     _MODULES = {
         "checks": ("check_id",),
@@ -57,7 +57,9 @@ else:  # hidden from type checkers, to whom a name that is not there is an error
         "states": ("Checkpoint", "Frozen", "Interruption"),
         "manifest": ("AuditRecord", "DiskRecord", "DiskStatistics", "FileRecord", "Manifest"),
         "platforms": ("EndpointRequest", "Leftover", "MetadataContext", "VirtualDisk", "VirtualMachine"),
-        "backups": ("BackupEstimate", "BackupResult", "DiskEstimate", "UnfinishedBackup"),
+        "backups": ("BackupResult",),
+        "estimates": ("BackupEstimate", "DiskEstimate"),
+        "unfinished": ("UnfinishedBackup",),
         "restores": ("RestoreResult", "RestoredDisk"),
         "copies": ("CopyResult",),
         "progress": ("DiskProgress", "Progress"),

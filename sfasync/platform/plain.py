@@ -10,15 +10,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..errors import UsageError
-from ..interfaces import Sink, Source
-from ..models import Checkpoint, ExportAddress, Extent, Leftover, VirtualMachine
+
+if TYPE_CHECKING:
+    from ..interfaces import Sink, Source
+    from ..models import Checkpoint, ExportAddress, Extent, Leftover, VirtualMachine
+
+_NOTHING: Final = MappingProxyType[str, Any]({})
 
 
-@dataclass(frozen=True, slots=True)
-class PlainDisk:
+class PlainDisk(NamedTuple):
     """A disk as the caller named it."""
 
     id: str
@@ -26,23 +30,22 @@ class PlainDisk:
     size: int | None = None
     checkpoint: Checkpoint | None = None
     reason: str | None = "no-cbt"
-    shares: Mapping[str, int] = field(default_factory=dict)
+    shares: Mapping[str, int] = _NOTHING
 
     def changed(self) -> AsyncIterator[Extent] | None:
         """Nobody tracks changes here."""
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class PlainSnapshot:
-    """The disks as they are; nothing is frozen and nothing can be lost."""
+class PlainSnapshot(NamedTuple):
+    """The disks as they are; nothing is frozen, and nothing can be lost: `lost` never comes."""
 
     vm_id: str
     disks: Sequence[PlainDisk]
+    lost: asyncio.Future[str]
     snapshot_id: str | None = None
     config: bytes | None = None
-    files: Mapping[str, bytes] = field(default_factory=dict)
-    lost: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    files: Mapping[str, bytes] = _NOTHING
 
     @property
     def vm_name(self) -> str:
@@ -55,26 +58,24 @@ class PlainSnapshot:
         """There are no checkpoints to drop."""
 
 
-@dataclass(frozen=True, slots=True)
-class PlainTargetDisk:
+class PlainTargetDisk(NamedTuple):
     """A disk to write, as the caller named it."""
 
     address: ExportAddress | Sink
     reason: str | None = "no-cbt"
-    shares: Mapping[str, int] = field(default_factory=dict)
+    shares: Mapping[str, int] = _NOTHING
 
     def changed(self) -> AsyncIterator[Extent] | None:
         """Nobody tracks changes here."""
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class PlainTarget:
-    """Disks to write, as the caller named them."""
+class PlainTarget(NamedTuple):
+    """Disks to write, as the caller named them; `lost` never comes."""
 
     vm_id: str
     disks: Mapping[str, PlainTargetDisk]
-    lost: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    lost: asyncio.Future[str]
 
     @property
     def vm_name(self) -> str:
@@ -123,7 +124,8 @@ class PlainPlatform:
         """The named disks, as they are; `base`, `chain` and `reuse` mean nothing here."""
         wanted = list(self._sources) if disks is None else list(disks)
         _refuse_unknown(vm, wanted, self._sources)
-        yield PlainSnapshot(vm, [PlainDisk(disk, self._sources[disk]) for disk in wanted], self._snapshot_id)
+        named = [PlainDisk(disk, self._sources[disk]) for disk in wanted]
+        yield PlainSnapshot(vm, named, asyncio.get_running_loop().create_future(), self._snapshot_id)
 
     @asynccontextmanager
     async def restore(
@@ -139,7 +141,8 @@ class PlainPlatform:
         """The named targets of the disks; there is no VM to make or to configure."""
         name = vm or new_name or ""
         _refuse_unknown(name, list(disks), self._sinks)
-        yield PlainTarget(name, {disk: PlainTargetDisk(self._sinks[disk]) for disk in disks})
+        named = {disk: PlainTargetDisk(self._sinks[disk]) for disk in disks}
+        yield PlainTarget(name, named, asyncio.get_running_loop().create_future())
 
     async def vms(self) -> Sequence[VirtualMachine]:
         """Nobody lists VMs here."""

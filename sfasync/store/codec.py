@@ -9,7 +9,6 @@ come in. A new field is a new feature bit in the frame: a record that does not n
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -38,8 +37,7 @@ _MODES = ("full", "incremental")
 _PLAIN = frozenset((str, int, bool, type(None)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Configuration:
+class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     """What holds for a whole repository.
 
     Attributes:
@@ -55,8 +53,7 @@ class Configuration:
     created: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionRecord:
+class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A session, for people and for those who will look for what must not be removed.
 
     Attributes:
@@ -75,8 +72,7 @@ class SessionRecord:
     resumes: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VoidRecord:
+class VoidRecord(msgspec.Struct, frozen=True, kw_only=True):
     """In the place of a manifest: there is no such backup, and never will be.
 
     Attributes:
@@ -88,8 +84,7 @@ class VoidRecord:
     created: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnnotationRecord:
+class AnnotationRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A change to what is said of a backup, after it was made.
 
     Attributes:
@@ -215,13 +210,15 @@ def _to_seconds(record: Any) -> None:
 
     In place: building a manifest anew took ten times as long as decoding it.
     """
-    for name in record.__slots__:
+    struct = isinstance(record, msgspec.Struct)
+    change = msgspec.structs.force_setattr if struct else object.__setattr__
+    for name in record.__struct_fields__ if struct else record.__slots__:
         value = getattr(record, name)
         kind = type(value)
         if kind in _PLAIN:
             continue
         if kind is float:
-            object.__setattr__(record, name, value / 1000)
+            change(record, name, value / 1000)
         elif kind is dict:
             value.update({key: milliseconds / 1000 for key, milliseconds in value.items()})
         elif kind is tuple:

@@ -18,8 +18,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from ..errors import IntegrityError, SfasyncError, StateError, StorageError
 from ..models import Checkpoint, Frozen
@@ -45,8 +46,7 @@ _ZEROS, _DATA = 0, 1
 _MOST_CHUNKS = 2**32 - 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JournalDisk:
+class JournalDisk(msgspec.Struct, frozen=True, kw_only=True):
     """A disk in the header of a journal.
 
     Attributes:
@@ -61,8 +61,7 @@ class JournalDisk:
     runs: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JournalHeader:
+class JournalHeader(msgspec.Struct, frozen=True, kw_only=True):
     """What a journal is about.
 
     Attributes:

@@ -10,7 +10,9 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from ..errors import IntegrityError, printable
 from ..interfaces import ObjectStore
@@ -25,8 +27,7 @@ _MOST_BLOBS = 256  # of one object in one record: 32 KiB of JSON
 _ROOM = 1024  # of a record, for what is not in its list
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BadBlob:
+class BadBlob(msgspec.Struct, frozen=True, kw_only=True):
     """A blob in a pack that is not what its name says.
 
     Attributes:
@@ -40,8 +41,7 @@ class BadBlob:
     raw: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BadObject:
+class BadObject(msgspec.Struct, frozen=True, kw_only=True):
     """An object of which something is bad.
 
     Attributes:
@@ -56,8 +56,7 @@ class BadObject:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuarantineRecord:
+class QuarantineRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What one run found.
 
     Attributes:

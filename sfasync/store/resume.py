@@ -12,17 +12,19 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import IntegrityError, ObjectMissingError, RepositoryVersionError, StorageError
-from ..models import Frozen, Interruption, UnfinishedBackup
+from ..models import Frozen, Interruption
 from .journal import Journal, read_journal
 from .names import JournalPlace, Numbered, journal_key, session_key
 from .records import Records
 from .tree import DIGEST, ZERO, Geometry
+
+if TYPE_CHECKING:
+    from ..models import UnfinishedBackup
 
 log = logging.getLogger("sfasync")
 
@@ -217,7 +219,6 @@ def unfinished(records: Records) -> list[UnfinishedBackup]:
     return sorted(found, key=attrgetter("vm", "started"))
 
 
-@dataclass(slots=True)
 class _Tally:
     """What is finished of one snapshot of a VM.
 
@@ -229,13 +230,16 @@ class _Tally:
         runs: How many in all.
     """
 
-    vm: str
-    started: float
-    updated: float = 0.0
-    disks: dict[tuple[str, Geometry], list[_Piece]] = field(default_factory=dict)
-    runs: int = 0
+    def __init__(self, vm: str, started: float) -> None:
+        self.vm = vm
+        self.started = started
+        self.updated = 0.0
+        self.disks: dict[tuple[str, Geometry], list[_Piece]] = {}
+        self.runs = 0
 
     def summary(self, snapshot: str, *, running: bool) -> UnfinishedBackup:
+        from ..models import UnfinishedBackup  # a backup needs none
+
         return UnfinishedBackup(
             vm=self.vm,
             snapshot=snapshot,

@@ -19,8 +19,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 from ..errors import (
     BusyError,
@@ -68,8 +69,7 @@ _ENDED = ("committed", "aborted")
 _SOME_ID = "0" * 32
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """The right to make the next backup of a VM.
 
     Attributes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,7 +64,7 @@ def test_only_what_tells_of_audits_needs_the_feature() -> None:
     for record, tells in (
         (MANIFEST, False),
         (AUDITED, True),
-        (replace(suspect, suspect=()), False),
+        (msgspec.structs.replace(suspect, suspect=()), False),
         (suspect, True),
         (VoidRecord(reason="fenced", created=1.0), False),
     ):
@@ -188,6 +189,10 @@ def test_values_out_of_range_are_refused(wrong: Manifest) -> None:
 def test_a_configuration_out_of_range_is_refused() -> None:
     good = Configuration(format=1, id="00" * 16, chunk_size=2**20, created=1.0)
     assert decode_configuration(encode_record(good), "config") == good
-    for wrong in (replace(good, format=2), replace(good, id="x"), replace(good, chunk_size=12345)):
+    for wrong in (
+        msgspec.structs.replace(good, format=2),
+        msgspec.structs.replace(good, id="x"),
+        msgspec.structs.replace(good, chunk_size=12345),
+    ):
         with pytest.raises(IntegrityError):
             decode_configuration(encode_record(wrong), "config")

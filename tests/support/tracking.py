@@ -154,7 +154,7 @@ class TrackingPlatform:
         since: Mapping[str, Checkpoint] | None = None,
     ) -> AsyncIterator[PlainTarget]:
         targets = {name: PlainTargetDisk(MemoryDisk(bytes(size))) for name, size in disks.items()}
-        yield PlainTarget(vm or new_name or "", targets)
+        yield PlainTarget(vm or new_name or "", targets, asyncio.get_running_loop().create_future())
 
     async def vms(self) -> Sequence[VirtualMachine]:
         disks = (VirtualDisk(id=name, size=len(disk.content), tracked=True) for name, disk in self.vm_disks.items())

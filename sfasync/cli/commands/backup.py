@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from ...audit import parse_sample
-from ...models import BackupEstimate, BackupResult, ExportAddress, TransportMode, VirtualMachine, check_id
+from ...models import check_id
 from ...units import format_seconds, format_size
 from .. import options
 from ..failures import EXIT_LOSS, describe
@@ -23,11 +22,11 @@ from ..several import each_vm, matching
 if TYPE_CHECKING:
     from ...engine import Engine
     from ...interfaces import Platform
+    from ...models import BackupEstimate, BackupResult, ExportAddress, TransportMode, VirtualMachine
     from ...progress import ProgressCallback
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Wish:
+class _Wish(NamedTuple):
     """What the command line asks for.
 
     Attributes:
