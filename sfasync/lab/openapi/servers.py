@@ -64,6 +64,8 @@ async def create(site: Site, call: Call) -> Answer:
         text_in(members, name)
     if members["az_id"] != site.hypervisor.inventory.zone_id:
         raise Refusal(400, "az_id: there is no such resource pool")
+    if members["datastore_id"] not in (STORAGE_ID, *site.storages):
+        raise Refusal(400, "datastore_id: there is no such datastore")
     disks = _disks(members)
     if not disks or not isinstance(members.get("os_option"), dict):
         raise Refusal(400, "os_option or hardware_option is missing")

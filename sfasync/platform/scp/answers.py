@@ -43,8 +43,6 @@ class Az:
 
     id: Id
     name: str | None = None
-    status: str | None = None
-    type: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,13 +93,6 @@ class Storage:
 
     id: Id
     name: str | None = None
-    type: str | None = None
-    status: str | None = None
-    total_mb: float | None = None
-    used_mb: float | None = None
-    cluster_id: str | None = None
-    host_ids: tuple[str, ...] | None = None
-    storage_tag_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,14 +286,6 @@ class Resource:
     server_id: str | None = None
     ca_cert: str | None = field(default=None, repr=False)
     host_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Supports:
-    """How disks of a VM can be moved."""
-
-    transport_modes: tuple[str, ...] = ()
-    versions: tuple[str, ...] = ()
 
 
 # --- snapshots: members whose names differ --------------------------------------------------------------------------

@@ -27,7 +27,6 @@ from .answers import (
     Snapshot,
     SnapshotDetails,
     Storage,
-    Supports,
     snapshot_details,
 )
 from .client import ScpClient
@@ -261,11 +260,6 @@ class ScpApi:
         return await self._client.call("changed-areas", ChangedAreas, ids={"server_id": server_id}, query=query)
 
     # --- backup resources: the lease on a VM -------------------------------------------------------------------------
-
-    async def supports(self, server_id: str) -> Supports:
-        """How disks of a VM can be moved."""
-        query = {"server_id": checked_id("server_id", server_id)}
-        return await self._client.call("resource-supports", Supports, query=query)
 
     async def create_resource(
         self,

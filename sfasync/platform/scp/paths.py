@@ -81,7 +81,6 @@ OPERATIONS: Final[Mapping[str, Operation]] = MappingProxyType(
         "cbt-set": _put(_SERVER + "/cbt/status"),
         "changed-areas": _get(_SERVER + "/cbt/changed-areas"),
         # backup resources: the lease on a VM
-        "resource-supports": _get("/janus/20180725/backup-resources/supports"),
         "resource-create": _post("/janus/20180725/backup-resources"),
         "resource": _get(_RESOURCE),
         "resource-renew": _put(_RESOURCE),

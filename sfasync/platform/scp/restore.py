@@ -281,16 +281,20 @@ async def _new(
     datastore = str(parsed.get("datastore_id") or origin.storage_id or "")
     if not datastore:
         raise UsageError("the backup does not say on which datastore its VM was; restore to a VM that is there")
-    body = vmconf.for_a_new_vm(
-        parsed,
-        name=name,
-        az_id=origin.az_id,
-        datastore_id=datastore,
-        beside=any(server.id == origin.server_id for server in servers),
-        bios_path=await _bios(site, origin, datastore, files),
-    )
-    entry = await run.intend("virtual machine", vm="", name=name, body=body)
-    await make(site.api, run, entry, partial(site.api.create_server_from_config, body, token=entry.token))
+    try:
+        body = vmconf.for_a_new_vm(
+            parsed,
+            name=name,
+            az_id=origin.az_id,
+            datastore_id=datastore,
+            beside=any(server.id == origin.server_id for server in servers),
+            bios_path=await _bios(site, origin, datastore, files),
+        )
+        entry = await run.intend("virtual machine", vm="", name=name, body=body)
+        await make(site.api, run, entry, partial(site.api.create_server_from_config, body, token=entry.token))
+    except PlatformError as error:
+        await _blame_what_is_gone(site, origin.az_id, datastore, error)
+        raise
     if not entry.id:
         raise PlatformError("the platform has made a VM and does not tell its id")
     server = await site.api.server(entry.id)
@@ -300,6 +304,30 @@ async def _new(
     if TPM in files:
         await _upload(site, server, {TPM: files[TPM]})
     return _Target(server, entry, {disk: Changes(reason="new-vm") for disk in disks}, tracked=False)
+
+
+async def _blame_what_is_gone(site: Site, az_id: str, datastore_id: str, error: PlatformError) -> None:
+    """See whether a VM could not be made because what it was on is not there any more.
+
+    That is asked afterwards, not before: whether the lists have every pool and datastore that can be used is not
+    public, and no restore is to be refused for want of a line in them.
+
+    Raises:
+        UsageError: So it is.
+    """
+    try:
+        pools = {pool.id: pool.name for pool in await site.api.azs()}
+        stores = {store.id: store.name for store in await site.api.storages()}
+    except SfasyncError as other:
+        log.info("whether pool and datastore of the backup are there is not known: %s", other)
+        return
+    for what, wanted, there in (("resource pool", az_id, pools), ("datastore", datastore_id, stores)):
+        if wanted not in there:
+            names = ", ".join(printable(name or identity) for identity, name in sorted(there.items())) or "none"
+            raise UsageError(
+                f"the platform has no {what} '{printable(wanted)}' any more, where the VM of the backup was (it has "
+                f"{names}); restore to a VM that is there: {one_line(str(error))}"
+            ) from error
 
 
 async def _bios(site: Site, origin: Origin, datastore: str, files: Mapping[str, bytes]) -> str | None:

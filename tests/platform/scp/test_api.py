@@ -24,7 +24,6 @@ from sfasync.platform.scp.answers import (
     Resource,
     Server,
     Storage,
-    Supports,
 )
 from sfasync.platform.scp.api import Created, ScpApi
 from sfasync.platform.scp.settings import Dialect
@@ -161,8 +160,8 @@ CALLS = [
     Operation(
         lambda scp: scp.storages(),
         "GET /janus/20200725/storages",
-        {"data": [{"id": "1fd63ecb_vs_vol_rep3", "type": "vs", "total_mb": "1.5"}], "next_page_num": ""},
-        [Storage(id="1fd63ecb_vs_vol_rep3", type="vs", total_mb=1.5)],
+        {"data": [{"id": "1fd63ecb_vs_vol_rep3", "name": "a", "total_mb": "1.5"}], "next_page_num": ""},
+        [Storage(id="1fd63ecb_vs_vol_rep3", name="a")],
         PAGING,
     ),
     Operation(
@@ -206,13 +205,6 @@ CALLS = [
         {"changed_area": [{"start": 65536, "length": 200}], "start_offset": 65536, "length": 1 << 30},
         ChangedAreas(start_offset=65536, length=1 << 30, changed_area=(Area(start=65536, length=200),)),
         {"disk_id": "ide0", "snapshot_id": SNAPSHOT, "checkpoint_id": "4294967299", "start_offset": "65536"},
-    ),
-    Operation(
-        lambda scp: scp.supports(SERVER),
-        "GET /janus/20180725/backup-resources/supports",
-        {"transport_modes": ["nbd", "nbd_ssl"], "versions": ["6.10.0"]},
-        Supports(transport_modes=("nbd", "nbd_ssl"), versions=("6.10.0",)),
-        {"server_id": SERVER},
     ),
     Operation(
         lambda scp: scp.create_resource(SERVER, "backup", 1800, "host-1"),

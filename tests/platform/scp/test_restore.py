@@ -200,6 +200,19 @@ async def test_what_is_refused_before_anything_is_touched(
             pytest.fail("it was prepared")
 
 
+@pytest.mark.parametrize(("member", "what"), [("az_id", "resource pool"), ("storage_id", "datastore")])
+async def test_a_place_that_is_not_there_any_more_is_named(
+    platform: ScpPlatform, backup: Backup, member: str, what: str
+) -> None:
+    config = {name: value for name, value in msgspec.json.decode(backup.config).items() if name != "datastore_id"}
+    origin = {**msgspec.json.decode(backup.files[RECORD]), member: "gone"}
+    files = {RECORD: msgspec.json.encode(origin)}
+    restore = platform.restore(None, new_name="lost", config=msgspec.json.encode(config), files=files, disks=SIZES)
+    with pytest.raises(UsageError, match=f"no {what} 'gone' any more.*it has lab.*restore to a VM that is there"):
+        async with restore:
+            pytest.fail("it was made")
+
+
 @pytest.mark.parametrize("fault", ["failed-task", "traversal-id"])
 async def test_a_new_vm_that_the_platform_fails_to_make(
     lab: Laboratory, platform: ScpPlatform, vm: str, backup: Backup, fault: str
