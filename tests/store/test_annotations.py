@@ -7,10 +7,10 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from sfasync.errors import IntegrityError, ObjectExistsError, StorageError
 from sfasync.store.annotations import annotate, current, gaps, is_lost, of_backup, readable
@@ -40,7 +40,7 @@ def records(store: MemoryStore) -> Records:
 
 
 def change(**changes: object) -> AnnotationRecord:
-    return msgspec.structs.replace(AnnotationRecord(backup=MANIFEST.id, created=1.5), **changes)
+    return structs.replace(AnnotationRecord(backup=MANIFEST.id, created=1.5), **changes)
 
 
 @given(CHANGES)
@@ -57,7 +57,7 @@ def test_changes_are_applied_in_order(changes: list[tuple[list[str], list[str], 
 
 
 def test_what_is_said_of_another_backup_does_not_count() -> None:
-    assert current(MANIFEST, [msgspec.structs.replace(change(add=("x",)), backup="0" * 32)]) == MANIFEST
+    assert current(MANIFEST, [structs.replace(change(add=("x",)), backup="0" * 32)]) == MANIFEST
 
 
 def test_they_are_numbered_for_each_backup(records: Records) -> None:
@@ -98,7 +98,7 @@ def test_a_damaged_one_is_left_out(records: Records, store: MemoryStore, caplog:
 def test_one_that_names_no_backup_is_refused(records: Records, store: MemoryStore) -> None:
     place = Annotated(*PLACE, 1)
     key = annotation_key(*place)
-    payload = encode_record(msgspec.structs.replace(change(), backup="x"))
+    payload = encode_record(structs.replace(change(), backup="x"))
     store.put(key, encode(ObjectKind.ANNOTATION, key, REPOSITORY, payload))
     with pytest.raises(IntegrityError, match="its backup is no id"):
         records.annotation(place)

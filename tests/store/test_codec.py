@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from sfasync.errors import IntegrityError, UsageError
 from sfasync.models import AuditRecord, Checkpoint, DiskRecord, DiskStatistics, FileRecord, Manifest
@@ -64,7 +64,7 @@ def test_only_what_tells_of_audits_needs_the_feature() -> None:
     for record, tells in (
         (MANIFEST, False),
         (AUDITED, True),
-        (msgspec.structs.replace(suspect, suspect=()), False),
+        (structs.replace(suspect, suspect=()), False),
         (suspect, True),
         (VoidRecord(reason="fenced", created=1.0), False),
     ):
@@ -190,9 +190,9 @@ def test_a_configuration_out_of_range_is_refused() -> None:
     good = Configuration(format=1, id="00" * 16, chunk_size=2**20, created=1.0)
     assert decode_configuration(encode_record(good), "config") == good
     for wrong in (
-        msgspec.structs.replace(good, format=2),
-        msgspec.structs.replace(good, id="x"),
-        msgspec.structs.replace(good, chunk_size=12345),
+        structs.replace(good, format=2),
+        structs.replace(good, id="x"),
+        structs.replace(good, chunk_size=12345),
     ):
         with pytest.raises(IntegrityError):
             decode_configuration(encode_record(wrong), "config")
