@@ -75,8 +75,10 @@ class CacheFile:
     def _prepare(self, repository: bytes, schema: str, version: int, *, shared: bool) -> None:
         connection = self._connection
         if shared:
-            # NORMAL: the last additions may be lost with the power, but what is there then is consistent
+            # A new file waits for no disk: what a lost power leaves of it is no cache, and made anew.
+            connection.execute("PRAGMA synchronous = OFF")
             connection.execute("PRAGMA journal_mode = WAL")
+            # NORMAL: the last additions may be lost with the power, but what is there then is consistent
             connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA cache_size = -8192")
         with self.transaction():

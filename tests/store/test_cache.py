@@ -135,6 +135,15 @@ def test_a_file_is_shared_and_survives(tmp_path: Path) -> None:
     again.close()
 
 
+def test_what_is_added_waits_for_the_disk_in_order(tmp_path: Path) -> None:
+    """Of a new file as of one that was there, which a loss of power must not leave half."""
+    for _ in range(2):
+        cache = IndexCache(tmp_path / "cache", REPOSITORY)
+        assert cache.rows("PRAGMA synchronous") == [(1,)], "NORMAL"
+        assert cache.rows("PRAGMA journal_mode") == [("wal",)]
+        cache.close()
+
+
 def test_what_is_not_this_repositorys_cache_is_refused(tmp_path: Path) -> None:
     IndexCache(tmp_path / "foreign", b"f" * 16).close()
     (tmp_path / "garbage").write_bytes(random.Random(1).randbytes(10_000))
