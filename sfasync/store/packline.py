@@ -83,6 +83,7 @@ class PackLine:
         self._idle: list[_Open] = []
         self._taken: list[_Open] = []  # each by one thread
         self._due: list[_Open] = []  # of those that are taken: to be closed by their thread
+        self._beginning = False  # of one more
         self._ended = False
         self._free = threading.BoundedSemaphore(_CLOSINGS)
         self._closings: set[Future[None]] = set()
@@ -145,19 +146,32 @@ class PackLine:
             self._changed.wait_for(lambda: self._ended or self._idle or self._may_begin())
             if self._ended:
                 raise StateError("the session has ended")
-            pack = min(self._idle, key=lambda pack: pack.since) if self._idle else self._begin()
-            if pack in self._idle:
+            if self._idle:
+                pack = min(self._idle, key=lambda pack: pack.since)
                 self._idle.remove(pack)
-            self._taken.append(pack)
-        return pack
+                self._taken.append(pack)
+                return pack
+            self._beginning = True
+        return self._begin()
 
     def _may_begin(self) -> bool:
         """Whether another pack is worth it, where all that are open are taken."""
-        return len(self._taken) < self._most and all(pack.writer.size >= _WORTH for pack in self._taken)
+        open_enough = self._beginning or len(self._taken) >= self._most
+        return not open_enough and all(pack.writer.size >= _WORTH for pack in self._taken)
 
     def _begin(self) -> _Open:
-        pack = secrets.token_bytes(16)
-        return _Open(time.monotonic(), PackWriter(self._store, pack, self._repository, self._class, self._session))
+        """A new pack for this thread. The others go on meanwhile: its directory may have to be made durable."""
+        taken: list[_Open] = []
+        try:
+            pack = secrets.token_bytes(16)
+            writer = PackWriter(self._store, pack, self._repository, self._class, self._session)
+            taken.append(_Open(time.monotonic(), writer))
+        finally:
+            with self._changed:
+                self._beginning = False
+                self._taken += taken
+                self._changed.notify_all()
+        return taken[0]
 
     def _give_back(self, pack: _Open) -> bool:
         """Let another thread have a pack; False if this one is to close it."""
@@ -186,7 +200,7 @@ class PackLine:
         with self._changed:
             self._ended = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._taken)
+            self._changed.wait_for(lambda: not (self._taken or self._beginning))
             left, self._idle = self._idle, []
         return left
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -31,12 +32,15 @@ class Line:
     Attributes:
         packs: Those that are durable.
         failures: Those that are told.
+        creating, created: Where there is the first, a new pack tells it, and waits for the second.
     """
 
     def __init__(self, store: MemoryStore, closers: Workers, threads: ThreadPoolExecutor) -> None:
         self.packs: list[Pack] = []
         self.failures: list[BaseException] = []
         self.go = threading.Event()
+        self.creating: threading.Semaphore | None = None
+        self.created = threading.Event()
         self.line = PackLine(
             store,
             REPOSITORY,
@@ -66,8 +70,14 @@ class Line:
         """How many are in each pack that is durable."""
         return sorted(len(pack.blobs) for pack in self.packs)
 
+    def create(self) -> None:
+        """What the disk does with a new pack."""
+        if self.creating is not None:
+            self.creating.release()
+            assert self.created.wait(30)
+
     def write(self, blob: Buffer) -> None:
-        """What the disk does."""
+        """What it does with a blob."""
         if blob == SLOW_BLOB:
             self._held_up.release()
             assert self.go.wait(30)
@@ -89,6 +99,10 @@ def line(closers: Workers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
         made = Line(MemoryStore(), closers, threads)
 
         class Writer(PackWriter):
+            def __init__(self, *arguments: Any) -> None:
+                made.create()
+                super().__init__(*arguments)
+
             def append(self, kind: BlobKind, name: bytes, raw: int, sealed: Buffer) -> bool:
                 made.write(sealed)
                 return super().append(kind, name, raw, sealed)
@@ -96,6 +110,7 @@ def line(closers: Workers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
         monkeypatch.setattr(packline, "PackWriter", Writer)
         yield made
         made.go.set()
+        made.created.set()
 
 
 def test_one_thread_fills_one_pack(line: Line) -> None:
@@ -126,6 +141,34 @@ def test_and_none_while_that_one_is_small(line: Line, monkeypatch: pytest.Monkey
     held_up.result(30)
     line.line.finish()
     assert line.blobs() == [2]
+
+
+def test_who_begins_a_pack_holds_up_nobody(line: Line) -> None:
+    held_up = line.hold_up()
+    line.creating = threading.Semaphore(0)
+    beginning = line.begin()
+    assert line.creating.acquire(timeout=30)
+    line.go.set()
+    held_up.result(30)
+    line.begin().result(30)  # into the first one, which is idle now
+    with ThreadPoolExecutor(1) as another:
+        ending = another.submit(line.line.finish)
+        with pytest.raises(TimeoutError):
+            ending.result(0.2)
+        line.created.set()
+        ending.result(30)
+    beginning.result(30)
+    assert line.blobs() == [1, 2]
+
+
+def test_a_pack_that_cannot_be_begun_leaves_the_place_to_another(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as full:
+        full.setattr(line, "create", lambda: line.write(BAD_BLOB))
+        with pytest.raises(NoSpaceError):
+            line.append(b"blob")
+    line.append(b"blob")
+    line.line.finish()
+    assert line.blobs() == [1]
 
 
 def test_there_are_never_more_than_so_many(line: Line) -> None:
