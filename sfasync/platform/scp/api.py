@@ -72,6 +72,11 @@ class ScpApi:
     def __repr__(self) -> str:
         return f"<ScpApi of {self._settings.origin}>"
 
+    @property
+    def silent(self) -> bool:
+        """Whether the platform gave no answer when it was asked last, or none but that it is busy."""
+        return self._client.silent
+
     async def __aenter__(self) -> ScpApi:
         await self._client.__aenter__()
         return self

@@ -63,6 +63,11 @@ class Caller:
     def __repr__(self) -> str:
         return f"<Caller of {self.origin}, {self._authorizer!r}>"
 
+    @property
+    def silent(self) -> bool:
+        """As of `Patience`."""
+        return self._patience.silent
+
     async def __aenter__(self) -> Caller:
         await self._server.__aenter__()
         return self

@@ -77,6 +77,11 @@ class ScpClient:
     def __repr__(self) -> str:
         return f"<ScpClient of {self._caller.origin}>"
 
+    @property
+    def silent(self) -> bool:
+        """As of `Patience`."""
+        return self._caller.silent
+
     async def __aenter__(self) -> ScpClient:
         await self._caller.__aenter__()
         return self

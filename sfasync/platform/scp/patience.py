@@ -39,6 +39,9 @@ class Patience:
         origin: Who is asked, for messages.
         budget: Seconds to go on for.
         pace: How pauses grow where the server does not say how long to wait.
+
+    Attributes:
+        silent: Whether nothing came back when it was asked last, or nothing but that it is busy.
     """
 
     def __init__(self, origin: str, budget: float, pace: Retry = PACE) -> None:
@@ -46,6 +49,7 @@ class Patience:
         self._budget = budget
         self._pace = pace
         self._connected = False
+        self.silent = False
 
     async def ask(self, operation: str, method: str, send: Callable[[], Awaitable[Reply]]) -> Reply:
         """The first reply that does not mean: not now. It may be a refusal.
@@ -61,11 +65,13 @@ class Patience:
             try:
                 reply = await send()
             except InterruptedExchange as error:
+                self.silent = True
                 pause = backoff.next() if error.again and (error.sent or self._connected) else None
                 if pause is None or attempt == _TRIES:
                     raise PlatformError(f"'{operation}' got no answer from {self._origin}: {error}") from None
             else:
                 self._connected = True
+                self.silent = reply.refusal is not None and reply.refusal.status in BUSY
                 pause = _pause_after(reply, method, attempt, backoff)
                 if pause is None or attempt == _TRIES:
                     return reply

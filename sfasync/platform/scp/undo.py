@@ -33,6 +33,9 @@ _TOKEN_LIFE: Final = 14 * 60.0
 _UNDO: Final = 900.0
 """Seconds: merging a snapshot into its disk takes its time."""
 _UNDO_CANCELLED: Final = 4.0  # cancelling a job ends it within 5 s
+_UNDO_SILENT: Final = 5.0
+"""Seconds for each thing of a platform that gives no answer: it was waited for before, and the journal keeps it."""
+
 _ENDED: Final = ("expired", "cancelled", "released", "failed")
 
 
@@ -62,10 +65,14 @@ async def undone(api: ScpApi, journal: Journal) -> AsyncIterator[Run]:
 
 async def _problems(api: ScpApi, run: Run, seconds: float) -> list[str]:
     """Undo a run; what could not be removed, as sentences."""
+    things = ", ".join(_named(entry) for entry in reversed(run.entries))
     try:
         leftovers = await finish(undo(api, run), seconds, hurried=_UNDO_CANCELLED)
     except TimeoutError:
-        return [f"the platform did not confirm in {seconds:g} s that all is removed; 'sfasync cleanup' asks it again"]
+        return [
+            f"the platform did not confirm in {seconds:g} s that all is removed ({things}); 'sfasync cleanup' asks it "
+            "again"
+        ]
     except SfasyncError as error:
         return [str(error)]
     return [
@@ -86,8 +93,12 @@ async def undo(api: ScpApi, run: Run) -> list[Leftover]:
 async def undo_entry(api: ScpApi, run: Run, entry: Entry) -> Leftover:
     """Remove one thing of a run, or tell why it cannot be."""
     problem = ""
+    patience = _UNDO_SILENT if api.silent else None
     try:
-        await remove(api, run, entry)
+        async with asyncio.timeout(patience):
+            await remove(api, run, entry)
+    except TimeoutError:
+        problem = f"the platform, which gave no answer before, did not confirm it in {patience:g} s"
     except SfasyncError as error:
         problem = one_line(str(error))
     return leftover_of(entry, removed=not problem, problem=problem)
@@ -95,8 +106,15 @@ async def undo_entry(api: ScpApi, run: Run, entry: Entry) -> Leftover:
 
 def leftover_of(entry: Entry, *, removed: bool = False, problem: str = "") -> Leftover:
     """An entry, as it is told to people."""
-    identity = entry.id or entry.name or "of unknown id"
-    return Leftover(kind=entry.kind, id=identity, vm=entry.vm, removed=removed, problem=problem)
+    return Leftover(kind=entry.kind, id=_identity(entry), vm=entry.vm, removed=removed, problem=problem)
+
+
+def _identity(entry: Entry) -> str:
+    return entry.id or entry.name or "of unknown id"
+
+
+def _named(entry: Entry) -> str:
+    return f"{entry.kind} {printable(_identity(entry))}"
 
 
 async def remove(api: ScpApi, run: Run, entry: Entry) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
+import signal
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,7 @@ import pytest
 from sfasync import Engine, Repository
 from sfasync.errors import AuthenticationError, BusyError, LeaseLostError, PlatformError, SfasyncError, SourceError
 from sfasync.models import Retry
-from sfasync.platform.scp import lease
+from sfasync.platform.scp import lease, undo
 from sfasync.platform.scp.platform import ScpPlatform
 from sfasync.platform.scp.settings import ScpTimeouts
 from sfasync.units import MiB
@@ -157,6 +161,33 @@ async def test_what_cannot_be_removed_is_said_and_removed_later(
     [left] = await platform.cleanup()
     assert left.removed
     assert lab.left() == {}
+
+
+async def test_a_platform_that_died_is_not_waited_for_again(
+    lab: Laboratory, platform: ScpPlatform, journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was, when it was asked what became of the snapshot; what stays is named, and found by the next one."""
+    monkeypatch.setattr(undo, "_UNDO_SILENT", 0.2)
+    timeouts = replace(_IMPATIENT, request=0.5, retry=120.0)
+    settings = lab.settings(timeouts=timeouts, lease_seconds=60)
+    try:
+        async with asyncio.timeout(60), ScpPlatform(settings, directory=journal) as patient:
+            with pytest.raises(ZeroDivisionError) as caught:
+                async with patient.snapshot(_VM) as view:
+                    lab.process.send_signal(signal.SIGSTOP)
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(1.5):
+                            await view.check()
+                    raise ZeroDivisionError
+    finally:
+        lab.process.send_signal(signal.SIGCONT)
+    lease_, snapshot = caught.value.__notes__
+    assert re.fullmatch(
+        r"also: backup resource \S+ was not removed \(.* gave no answer .*; 'sfasync cleanup' .*", lease_
+    )
+    assert re.fullmatch(r"also: snapshot \S+ was not removed \(.* gave no answer .*; 'sfasync cleanup' .*", snapshot)
+    left = await platform.cleanup(dry_run=True)
+    assert [one.kind for one in left] == ["snapshot", "backup resource"]
 
 
 async def test_a_cancelled_backup_ends_soon_and_leaves_nothing(
