@@ -76,8 +76,8 @@ class Patience:
                 if pause is None or attempt == _TRIES:
                     return reply
             level = logging.WARNING if attempt == _TOLD else logging.INFO
-            left = backoff.remaining
-            _log.log(level, "%s does not answer '%s' now; it is asked for %.0f s more", self._origin, operation, left)
+            told = "%s does not answer '%s' now; it is asked for up to %.0f s more"
+            _log.log(level, told, self._origin, operation, backoff.remaining)
             await asyncio.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
