@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo        show the main job on a platform of this machine's own, in less than a minute"
-	@echo "make test        run the tests; ARGS='-k name' goes to pytest"
+	@echo "make test        run the tests, several at once; ARGS='-k name' goes to pytest, WORKERS=0 for one after another"
 	@echo "make test-all    run them on every supported Python that is installed"
 	@echo "make lint        style and types"
 	@echo "make fuzz        damaged conversations, INPUTS=200000, and property tests with many more examples"
@@ -43,8 +43,10 @@ $(SETUP): pyproject.toml constraints.txt | packages
 demo: packages setup
 	@$(BIN)/sfasync demo
 
+# Tests wait for servers more than they compute: one worker more than there are processors leaves none of these idle.
+WORKERS ?= $(shell expr $$(nproc) + 1)
 test: packages setup
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal $(ARGS)
 
 test-all:
 	@PYTHON=$(PYTHON) scripts/test-all $(ARGS)
