@@ -6,6 +6,7 @@ import asyncio
 import random
 import re
 import ssl
+import time
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +25,7 @@ from ..support.behaviours import BEHAVIOURS, READ, SIZE, THREATS, Behaviour
 from ..support.liar import Client, Script, liar
 
 SECONDS = 15.0
+"""Of the processor; of the clock a few times as many, for others may use the processor too."""
 ALLOCATED = 64 * MiB
 HURRIED = Timeouts(connect=0.8, stall=0.3, request=0.6, close=0.2)
 
@@ -83,9 +85,10 @@ async def test_hostile_servers(behaviour: Behaviour, certificates: Path, memory:
         if behaviour.tls is not None:
             policy = TlsPolicy(ca_file=certificates / "ca-cert.pem", style=behaviour.tls)
             address = ExportAddress(socket=address.socket, tls=policy)
-        start = asyncio.get_running_loop().time()
-        error = await suffer(behaviour, address)
-        seconds = asyncio.get_running_loop().time() - start
+        computed = time.process_time()
+        async with asyncio.timeout(4 * SECONDS):
+            error = await suffer(behaviour, address)
+        computed = time.process_time() - computed
         _, allocated = tracemalloc.get_traced_memory()
     message = str(error)
     assert type(error) is behaviour.error, message
@@ -93,7 +96,7 @@ async def test_hostile_servers(behaviour: Behaviour, certificates: Path, memory:
     assert re.search(behaviour.says, message), message
     assert message.isprintable()
     assert len(message) < 1024
-    assert seconds < SECONDS
+    assert computed < SECONDS
     assert allocated < ALLOCATED
 
 
