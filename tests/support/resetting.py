@@ -42,7 +42,7 @@ class Proxy:
         most: How many are ended so.
         down: New connections are reset at once.
         polite: Connections end by FIN instead of RST.
-        resets: Connections that were ended so far.
+        resets: Connections that were ended so far; those that still stand when the proxy itself is closed do not count.
         received: Bytes that came from the server and went on to a client.
     """
 
@@ -72,7 +72,8 @@ class Proxy:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # ends `accept`
         self._listener.close()
-        self.reset()
+        for pair in list(self._pairs):
+            self._end(pair, counted=False)
         for thread in self._threads:
             thread.join()
 
