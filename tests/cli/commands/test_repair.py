@@ -20,15 +20,17 @@ def test_nothing_to_do(backup: str) -> None:
 def test_a_lost_index(backup: str, repository: Path) -> None:
     for path in (repository / "domains/default/index").iterdir():
         path.unlink()
+    packs = sum(path.is_file() for path in (repository / "domains/default/packs").rglob("*"))
+    assert packs >= 2, "of data and of pages"
     assert sfasync("verify").status == 22
     planned = sfasync("repair", "--dry-run")
     assert planned.status == 0
-    assert planned.out.count("index domains/default/packs/") == 2
+    assert planned.out.count("index domains/default/packs/") == packs
     assert "would be taken" in planned.out
     assert sfasync("verify").status == 22, "nothing was done"
     ended = sfasync("repair", "--json")
     assert ended.status == 0
-    assert [event["action"] for event in ended.events if event["event"] == "action"] == ["index", "index"]
+    assert [event["action"] for event in ended.events if event["event"] == "action"] == ["index"] * packs
     assert ended.last["problems"] == 0
     assert sfasync("verify", "--data").status == 0
 
