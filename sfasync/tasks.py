@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -74,6 +75,23 @@ async def finish(coroutine: Coroutine[Any, Any, _T], deadline: float, *, hurried
     if timed_out:
         raise TimeoutError(f"clean-up was not done after {deadline:g} s")
     return task.result()
+
+
+@asynccontextmanager
+async def meanwhile(coroutine: Coroutine[Any, Any, _T]) -> AsyncIterator[asyncio.Task[_T]]:
+    """A task that runs during the block, to be awaited in it, and is cancelled at its end if it is not.
+
+    What becomes of a task that nobody awaits is of no interest.
+    """
+    task = asyncio.ensure_future(coroutine)
+    try:
+        yield task
+    finally:
+        interruption = await cancelled(task)
+        if not task.cancelled():
+            task.exception()  # seen
+        if interruption is not None:
+            raise interruption
 
 
 async def cancelled(task: asyncio.Future[Any]) -> asyncio.CancelledError | None:

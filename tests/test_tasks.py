@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from sfasync.tasks import cancelled, finish, run_all
+from sfasync.tasks import cancelled, finish, meanwhile, run_all
 
 
 async def test_run_all_keeps_the_order() -> None:
@@ -70,6 +70,22 @@ async def test_a_second_cancellation_shortens_the_time() -> None:
 async def test_finish_gives_up_at_its_deadline() -> None:
     with pytest.raises(TimeoutError, match=r"not done after 0\.01 s"):
         await finish(asyncio.Event().wait(), 0.01)
+
+
+async def test_what_nobody_awaits_ends_with_the_block() -> None:
+    async def answer() -> int:
+        return 42
+
+    async def fail() -> int:
+        raise ValueError("nobody asked")
+
+    async with meanwhile(answer()) as task:
+        assert await task == 42
+    async with meanwhile(fail()) as task:
+        await asyncio.sleep(0)
+    async with meanwhile(asyncio.sleep(3600)) as endless:
+        pass
+    assert endless.cancelled()
 
 
 async def test_cancelled_waits_for_a_task_that_resists() -> None:

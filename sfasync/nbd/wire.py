@@ -156,6 +156,11 @@ def decode_error(payload: memoryview, kind: int) -> tuple[int, str, int | None]:
     return number, text, offset
 
 
+def described(payload: bytes | bytearray) -> int:
+    """Bytes of the export that the block status descriptors in a payload are about."""
+    return sum(length for length, _ in DESCRIPTOR.iter_unpack(memoryview(payload)[CONTEXT_ID.size :]))
+
+
 def decode_descriptors(payload: bytes | bytearray, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Block status descriptors as (offset, length, status flags), adjacent from `offset` on and clipped to `end`.
 

@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator
-from typing import Final
+from contextlib import aclosing
+from typing import Final, NamedTuple
 
 from ..errors import ExportError, RemoteProtocolError, RequestError, SfasyncError
 from ..extents import align_down, align_up
 from ..models import Extent
 from ..nbd import const, wire
 from ..nbd.session import Command
+from ..tasks import meanwhile
 
 _logger = logging.getLogger(__name__)
 
@@ -60,6 +62,24 @@ class _Pace:
         return length
 
 
+class _Answer(NamedTuple):
+    """What a server said of a range.
+
+    Attributes:
+        payload: Descriptors.
+        start: Where the first one begins.
+        position: From where on they were wanted.
+        end: Up to where they were asked for.
+        reach: Up to where they come; `position` where they do not come so far.
+    """
+
+    payload: bytearray
+    start: int
+    position: int
+    end: int
+    reach: int
+
+
 class BlockStatus:
     """Asks one export. The ranges it is asked about are inside of it, the contexts were selected.
 
@@ -85,14 +105,13 @@ class BlockStatus:
         pace = _Pace()
         try:
             while position < end and const.BASE_ALLOCATION in self._contexts:
-                if pace.pays:
-                    start = position
-                    for at, count, flags in await self._answer(const.BASE_ALLOCATION, position, end):
-                        zero, hole = bool(flags & const.STATE_ZERO), bool(flags & const.STATE_HOLE)
-                        yield Extent(at, count, zero=zero, hole=hole)
-                        position = at + count
-                    pace.answered(position - start)
-                else:
+                async with aclosing(self._answers(const.BASE_ALLOCATION, position, end, pace)) as answers:
+                    async for answer in answers:
+                        for at, count, flags in self._understood(answer):
+                            zero, hole = bool(flags & const.STATE_ZERO), bool(flags & const.STATE_HOLE)
+                            yield Extent(at, count, zero=zero, hole=hole)
+                            position = at + count
+                if position < end:
                     count = min(pace.leap(), end - position)
                     self._warn("block status comes in such small pieces that reading is quicker than asking")
                     yield Extent(position, count)
@@ -105,35 +124,52 @@ class BlockStatus:
     async def said(self, context: str, offset: int, length: int) -> AsyncGenerator[tuple[int, int, int], None]:
         """As `Export.block_status`."""
         position, end = offset, offset + length
-        pace = _Pace()
-        while position < end:
-            if not pace.pays:
-                raise ExportError(
-                    f"{self._peer}: block status of {context} at {position} comes in pieces of less than {_WORTH} "
-                    "bytes, one at a time: asking would not end",
-                    offset=position,
-                )
-            start = position
-            for at, count, flags in await self._answer(context, position, end):
-                yield at, count, flags
-                position = at + count
-            pace.answered(position - start)
+        async with aclosing(self._answers(context, position, end, _Pace())) as answers:
+            async for answer in answers:
+                for at, count, flags in self._understood(answer):
+                    yield at, count, flags
+                    position = at + count
+        if position < end:
+            raise ExportError(
+                f"{self._peer}: block status of {context} at {position} comes in pieces of less than {_WORTH} "
+                "bytes, one at a time: asking would not end",
+                offset=position,
+            )
 
-    async def _answer(self, context: str, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """Ask once; gives what is said from `position` on, up to `end` at most.
+    async def _answers(self, context: str, position: int, end: int, pace: _Pace) -> AsyncGenerator[_Answer, None]:
+        """One answer after the other, until they have come to the end, or asking no longer pays.
 
-        That is nothing where an answer ends within the block that `position` is in.
+        While one to the whole question is looked at, the next question is under way: a server that takes its time for
+        it, as qemu-nbd does for an image with many tables, and whoever waits for the answers work at the same time.
         """
+        while position < end and pace.pays:
+            answer = await self._answer(context, position, end)
+            while answer.reach == answer.end < end:
+                pace.answered(answer.reach - position)
+                position = answer.reach
+                async with meanwhile(self._answer(context, position, end)) as following:
+                    yield answer
+                    answer = await following
+            pace.answered(answer.reach - position)
+            position = answer.reach
+            yield answer
+
+    async def _answer(self, context: str, position: int, end: int) -> _Answer:
+        """Ask once about what is from `position` on, up to `end` at most."""
         start = align_down(position, self._block)
         stop = align_up(min(end, start + const.MAX_BLOCK_STATUS_RANGE), self._block)
         command = Command(const.CMD_BLOCK_STATUS, start, stop - start)
         await self._ask(command)
         assert command.status is not None, "a block status without status"
-        return self._understood(command.status[context], start, position, min(stop, end))
+        payload = command.status[context]
+        end = min(stop, end)
+        return _Answer(payload, start, position, end, reach=max(position, min(start + wire.described(payload), end)))
 
-    def _understood(self, payload: bytearray, start: int, position: int, end: int) -> Iterator[tuple[int, int, int]]:
+    def _understood(self, answer: _Answer) -> Iterator[tuple[int, int, int]]:
+        """What is said; nothing where an answer ends within the block that its position is in."""
+        position = answer.position
         try:
-            for at, count, flags in wire.decode_descriptors(payload, start, end):
+            for at, count, flags in wire.decode_descriptors(answer.payload, answer.start, answer.end):
                 first = max(at, position)
                 if first < at + count:
                     yield first, at + count - first, flags

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing
 
 import pytest
 
-from sfasync.errors import ExportError, SfasyncError
+from sfasync.errors import ConnectionLostError, ExportError, RequestError, SfasyncError
 from sfasync.models import Extent
 from sfasync.nbd import const
 from sfasync.nbd.session import Command
@@ -26,18 +28,25 @@ Pieces = Callable[[int], tuple[int, int]]
 class Server:
     """Answers each question with one piece.
 
+    Args:
+        pieces: What there is.
+        later: Asked instead of it, after the first question.
+
     Attributes:
         asked: How often it was asked.
         failure: What it was left for.
     """
 
-    def __init__(self, pieces: Pieces) -> None:
+    def __init__(self, pieces: Pieces, later: Callable[[Command], Awaitable[None]] | None = None) -> None:
         self.asked = 0
         self.failure: SfasyncError | None = None
         self._pieces = pieces
+        self._later = later
 
     async def ask(self, command: Command) -> None:
         self.asked += 1
+        if self._later is not None and self.asked > 1:
+            await self._later(command)
         end, flags = self._pieces(command.offset)
         command.status = {const.BASE_ALLOCATION: bytearray(struct.pack(">III", 0, end - command.offset, flags))}
 
@@ -110,6 +119,48 @@ async def test_extents_that_end_within_a_block_are_not_waited_for() -> None:
     assert server.failure is None
     with pytest.raises(ExportError, match="asking would not end"):
         [None async for _ in server.status(block=4096).said(const.BASE_ALLOCATION, 0, 8 * TiB)]
+
+
+async def test_the_next_question_is_asked_while_an_answer_is_looked_at() -> None:
+    server = Server(lambda offset: (offset + 2 * GiB, const.STATE_ZERO))
+    questions = -(-8 * TiB // const.MAX_BLOCK_STATUS_RANGE)
+    seen = 0
+    async for _ in server.status().extents(0, 8 * TiB):
+        await asyncio.sleep(0)
+        seen += 1
+        assert server.asked == min(seen + 1, questions)
+    assert seen == questions
+
+
+async def test_what_was_asked_for_too_early_is_forgotten() -> None:
+    """Whoever stops listening leaves no question behind, whether it goes on or has failed."""
+    under_way: list[asyncio.Task[None] | None] = []
+
+    async def hang(command: Command) -> None:
+        under_way.append(asyncio.current_task())
+        await asyncio.Event().wait()
+
+    async def fail(command: Command) -> None:
+        raise ConnectionLostError("it is gone")
+
+    for following in (hang, fail):
+        server = Server(lambda offset: (offset + 2 * GiB, const.STATE_ZERO), later=following)
+        async with aclosing(server.status().extents(0, 8 * TiB)) as extents:
+            assert (await anext(extents)).zero
+            await asyncio.sleep(0)
+    (task,) = under_way
+    assert task is not None
+    assert task.cancelled()
+
+
+async def test_a_refusal_of_the_next_question_is_met_in_its_turn() -> None:
+    async def refuse(command: Command) -> None:
+        raise RequestError("not now", errno=const.EIO)
+
+    server = Server(lambda offset: (offset + 2 * GiB, const.STATE_ZERO), later=refuse)
+    extents = [extent async for extent in server.status().extents(0, 8 * TiB)]
+    check(extents, 8 * TiB)
+    assert [extent.zero for extent in extents] == [True, False]
 
 
 async def test_a_server_that_tells_of_one_sector_at_a_time() -> None:
