@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from ...programs import find_tool, run_tool
-from ...units import GiB, MiB, TiB
+from ...units import GiB, KiB, MiB, TiB
 from .contest import SFASYNC, Contest, Entrant, Facts, Place, bytes_below, limited_by, result_of, synced
 from .data import PIECE, random_image, sparse_qcow2, usr_image
 from .servers import nbdkit, qemu_nbd
@@ -196,19 +196,21 @@ async def fairness(place: Place) -> AsyncGenerator[Contest, None]:
 
 
 async def scattered(place: Place) -> AsyncGenerator[Contest, None]:
-    """S12: a large sparse disk with small pieces of data all over it."""
+    """S12: a large sparse disk with small pieces of data all over it; two settings of its server."""
     site = _Site(place.directory)
     pieces = max(1, place.size // _PIECES_EACH)
-    async with qemu_nbd(place.sockets, await sparse_qcow2(place, place.size, pieces)) as uri:
-        totals = Entrant(name="map", command=(*SFASYNC, "info", "--map", "--totals", uri))
-        command = site.backup(("disk", uri))
-        backup = Entrant(name="full backup", command=command, prepare=site.new_ours, facts=limited_by)
-        yield Contest(
-            work=f"sparse qcow2 of {place.size // GiB} GiB with {pieces} scattered pieces of 64 KiB",
-            size=place.size,
-            environment=site.environment,
-            entrants=[backup, totals],
-        )
+    image = await sparse_qcow2(place, place.size, pieces)
+    for tables_at_once, how in ((64 * KiB, "l2-cache-entry-size=64K"), (None, "qemu-nbd's own settings")):
+        async with qemu_nbd(place.sockets, image, tables_at_once=tables_at_once) as uri:
+            totals = Entrant(name="map", command=(*SFASYNC, "info", "--map", "--totals", uri))
+            command = site.backup(("disk", uri))
+            backup = Entrant(name="full backup", command=command, prepare=site.new_ours, facts=limited_by)
+            yield Contest(
+                work=f"sparse qcow2 of {place.size // GiB} GiB with {pieces} scattered pieces of 64 KiB; {how}",
+                size=place.size,
+                environment=site.environment,
+                entrants=[backup, totals],
+            )
 
 
 @asynccontextmanager

@@ -36,13 +36,27 @@ async def nbdkit_over_tls(sockets: Path, *arguments: str | Path) -> AsyncIterato
 
 
 @asynccontextmanager
-async def qemu_nbd(sockets: Path, image: Path, *, writable: bool = False) -> AsyncIterator[str]:
-    """A qemu-nbd that serves a qcow2 image; what is written to it need not survive anything."""
+async def qemu_nbd(
+    sockets: Path, image: Path, *, writable: bool = False, tables_at_once: int | None = None
+) -> AsyncIterator[str]:
+    """A qemu-nbd that serves a qcow2 image; what is written to it need not survive anything.
+
+    Args:
+        sockets: Where its socket may be.
+        image: The image.
+        writable: Whether it can be written.
+        tables_at_once: Bytes of the image's tables that are read with one call (``l2-cache-entry-size``); None for
+            qemu's 4 KiB.
+    """
     with tempfile.TemporaryDirectory(dir=sockets) as place:
         path, ready = Path(place, "s"), Path(place, "pid")
         access = "--cache=unsafe" if writable else "--read-only"
-        options = ("--persistent", access, "--shared=16", "--format=qcow2")
-        async with running(("qemu-nbd", *options, f"--socket={path}", f"--pid-file={ready}", image), ready.exists):
+        options = ("--persistent", access, "--shared=16", f"--socket={path}", f"--pid-file={ready}")
+        name = str(image).replace(",", ",,")
+        opening = f"driver=qcow2,file.driver=file,file.filename={name}"
+        if tables_at_once is not None:
+            opening += f",l2-cache-entry-size={tables_at_once}"
+        async with running(("qemu-nbd", *options, "--image-opts", opening), ready.exists):
             yield _uri(path)
 
 
