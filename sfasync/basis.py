@@ -75,7 +75,9 @@ class Parent:
             return Basis(None, ("forced",))
         if record is None:
             theirs = () if disk.reason in (None, "first-backup") else (printable(disk.reason),)
-            return Basis(None, ("first-backup", *theirs))
+            # Of a disk that an older backup has nobody knows where it was meanwhile: detached, it may have been written
+            # by another VM, which the tracking of this one does not see.
+            return Basis(None, ("first-backup" if self._manifest is None else "not-in-parent", *theirs))
         reason = self._useless(record) or refusal(record, disk, size)
         if reason is not None:
             return Basis(None, (reason,))

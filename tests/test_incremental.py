@@ -174,6 +174,21 @@ async def test_every_backup_of_many_histories_is_exact(
     await play(history)
 
 
+async def test_a_disk_that_the_last_backup_does_not_have(engine: Engine, repository: Repository) -> None:
+    """It may have been elsewhere, and written there: nothing of an older backup is kept."""
+    platform = TrackingPlatform({"vda": noise(CHUNK), "vdb": noise(2 * CHUNK, 2)})
+    await engine.backup_vm(VM, platform=platform)
+    some = await engine.backup_vm(VM, ["vda"], platform=platform)
+    assert [(disk.id, disk.mode) for disk in some.disks] == [("vda", "incremental")]
+    platform.vm_disks["vdb"].content[:9] = b"elsewhere"
+    result = await engine.backup_vm(VM, platform=platform)
+    assert [(disk.mode, disk.reasons[:1]) for disk in result.disks] == [
+        ("incremental", ()),
+        ("full", ("not-in-parent",)),
+    ]
+    await exact(repository, result.id, "vdb", bytes(platform.vm_disks["vdb"].content))
+
+
 # --- lies that show ---------------------------------------------------------------------------------------------------
 
 
