@@ -17,9 +17,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from .errors import UsageError, printable
+from .models import AuditRecord, DiskRecord
 
 _GOLDEN = 0x9E3779B97F4A7C15  # of 2^64
 _SHARE = re.compile(r"([0-9]{1,3})(?:\.([0-9]{1,6}))?%")
@@ -108,6 +111,32 @@ class Stretch:
         if step >= self._steps:
             found += first_within(self._inverse, self._count, self._count - step, self._count - step + self._steps - 1)
         return found
+
+
+def stretch_of(
+    record: DiskRecord, size: int, chunk: int, sample: Sample
+) -> tuple[Callable[[int], int | None] | None, AuditRecord | None]:
+    """What the next backup of a disk audits, and how far that comes.
+
+    Args:
+        record: The disk in the backup that it builds on.
+        size: Bytes of the disk now.
+        chunk: Bytes of a chunk.
+        sample: How much to audit.
+
+    Returns:
+        `Stretch.at_or_after`, or None for no audit; and the record of it, without the chunks that will be counted.
+    """
+    count = -(-size // chunk)
+    if not sample or not count:
+        return None, record.audit
+    # Who comes again, because this backup fails, looks at the same places.
+    before = record.audit or AuditRecord(seed=int(record.tree, 16) % SEEDS, position=0, chunks=0)
+    told = record.statistics
+    read = told.bytes_read + told.bytes_skipped, record.size - told.bytes_zero
+    steps = sample.steps(count, max(read) / record.size if record.size else 0.0)
+    stretch = Stretch(count, before.seed, before.position % count, steps)
+    return stretch.at_or_after, replace(before, position=(before.position + steps) % count)
 
 
 def first_within(factor: int, modulus: int, low: int, high: int) -> int:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
 from . import badblocks
-from .audit import SEEDS, Sample, Stretch
+from .audit import Sample, stretch_of
 from .basis import Basis, Parent
 from .errors import CbtError, IntegrityError, SourceError, TlsError
 from .extents import chunks, with_also, zero_outside
@@ -186,7 +186,7 @@ class DiskBackup:
         async with AsyncExitStack() as stack:
             changed = await stack.enter_async_context(changes(self._disk, basis, source.size, self._resources))
             if basis.record is not None:
-                audited, audit = self._audit(basis.record, source.size, writer.chunk_size)
+                audited, audit = stretch_of(basis.record, source.size, writer.chunk_size, self._sample)
             plan = chunks(
                 map_of(self._disk, source),
                 size=source.size,
@@ -213,21 +213,6 @@ class DiskBackup:
                 await transfer(steps, source, writer, pool=pool, lanes=lanes, meter=meter)
         result = await writer.finish()
         return replace(audit, chunks=meter.audited) if audit is not None else None, result
-
-    def _audit(
-        self, record: DiskRecord, size: int, chunk: int
-    ) -> tuple[Callable[[int], int | None] | None, AuditRecord | None]:
-        """What to audit, given what the parent has, and how far that comes."""
-        count = -(-size // chunk)
-        if not self._sample or not count:
-            return None, record.audit
-        # Who comes again, because this backup fails, looks at the same places.
-        before = record.audit or AuditRecord(seed=int(record.tree, 16) % SEEDS, position=0, chunks=0)
-        told = record.statistics
-        read = told.bytes_read + told.bytes_skipped, record.size - told.bytes_zero
-        steps = self._sample.steps(count, max(read) / record.size if record.size else 0.0)
-        stretch = Stretch(count, before.seed, before.position % count, steps)
-        return stretch.at_or_after, replace(before, position=(before.position + steps) % count)
 
     async def _without_parent(self, error: CbtError | IntegrityError) -> Basis:
         """Build on nothing, because what was told of changes is not believed, or what was to be kept is lost.

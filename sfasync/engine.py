@@ -199,6 +199,7 @@ class Engine:
         *,
         platform: Platform | None = None,
         mode: str = "auto",
+        audit: int | str = 16,
     ) -> BackupEstimate:
         """What a backup would read; arguments as of `start_backup`.
 
@@ -209,11 +210,12 @@ class Engine:
             TlsError, SourceError: A disk could not be looked at.
             CbtError: `mode` is ``incremental`` and changed blocks are not usable.
         """
+        from .audit import parse_sample
         from .backup import BackupRequest
         from .estimate import Estimator
 
         place, ids = _places(disks, platform, None)
-        request = BackupRequest(vm=vm, disks=ids, mode=mode)
+        request = BackupRequest(vm=vm, disks=ids, mode=mode, audit=parse_sample(audit))
         estimator = Estimator(self._store, self._resources)
 
         async def work(reporter: Reporter) -> BackupEstimate:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from contextlib import aclosing
 
+from .audit import Sample, stretch_of
 from .backup import BackupRequest, chain_of
 from .basis import Basis, Parent
 from .diskbackup import GAP, changes, map_of, no_changes, opened_disk
@@ -46,7 +47,8 @@ class Estimator:
         async with platform.snapshot(
             request.vm, disks=request.disks, base=parent.checkpoints, chain=chain_of(self._store, request.vm)
         ) as view:
-            disks = await run_all(self._disk(disk, parent, request.mode != "incremental") for disk in view.disks)
+            full_allowed = request.mode != "incremental"
+            disks = await run_all(self._disk(disk, parent, full_allowed, request.audit) for disk in view.disks)
             return BackupEstimate(
                 vm=request.vm,
                 vm_name=view.vm_name,
@@ -55,39 +57,43 @@ class Estimator:
                 seconds=time.monotonic() - began,
             )
 
-    async def _disk(self, disk: SnapshotDisk, parent: Parent, full_allowed: bool) -> DiskEstimate:
+    async def _disk(self, disk: SnapshotDisk, parent: Parent, full_allowed: bool, sample: Sample) -> DiskEstimate:
         async with opened_disk(disk, self._resources) as source:
             basis = await parent.basis(disk, source.size, _nothing_lost)
             if basis.record is None and not full_allowed:
                 raise no_changes(disk, basis.reasons)
             try:
-                return await self._planned(disk, source, basis)
+                return await self._planned(disk, source, basis, sample)
             except CbtError as error:
                 if not full_allowed:
                     raise
-                return await self._planned(disk, source, Basis(None, (error.reason,)))
+                return await self._planned(disk, source, Basis(None, (error.reason,)), sample)
 
-    async def _planned(self, disk: SnapshotDisk, source: Source, basis: Basis) -> DiskEstimate:
+    async def _planned(self, disk: SnapshotDisk, source: Source, basis: Basis, sample: Sample) -> DiskEstimate:
         counts: Counter[Action] = Counter()
+        record, chunk = basis.record, self._store.chunk_size
+        audited = None if record is None else stretch_of(record, source.size, chunk, sample)[0]
         async with changes(disk, basis, source.size, self._resources) as changed:
             plan = chunks(
                 map_of(disk, source),
                 size=source.size,
-                chunk=self._store.chunk_size,
+                chunk=chunk,
                 alignment=source.block_size,
                 gap=GAP,
                 changed=changed,
-                parent_size=basis.record.size if basis.record is not None else None,
+                parent_size=None if record is None else record.size,
+                audited=audited,
             )
             async with aclosing(plan) as steps:
                 async for step in steps:
-                    read = sum(end - start for start, end in step.reads()) if step.action is Action.DATA else 0
+                    moved = step.action in (Action.DATA, Action.AUDIT)
+                    read = sum(end - start for start, end in step.reads()) if moved else 0
                     counts[Action.DATA] += read
-                    counts[Action.ZERO if step.action is Action.DATA else step.action] += step.length - read
+                    counts[Action.KEEP if step.action is Action.KEEP else Action.ZERO] += step.length - read
         return DiskEstimate(
             id=disk.id,
             size=source.size,
-            mode="full" if basis.record is None else "incremental",
+            mode="full" if record is None else "incremental",
             reasons=basis.reasons,
             bytes_to_read=counts[Action.DATA],
             bytes_zero=counts[Action.ZERO],

@@ -11,7 +11,8 @@ class DiskEstimate:
 
     Attributes:
         id, size, mode, reasons: As its record would have them.
-        bytes_to_read: From the source; what an audit reads comes on top.
+        bytes_to_read: From the source, audits included; what the repository has lost comes on top, which only a backup
+            looks for.
         bytes_zero: Known to be zero, and not read.
         bytes_unchanged: Taken over from the last backup, and not read.
     """

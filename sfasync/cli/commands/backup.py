@@ -258,7 +258,7 @@ async def _back_up_several(
 
 
 async def _estimate(wish: _Wish, engine: Engine, platform: Platform | None, vm: str) -> BackupEstimate:
-    return await engine.estimate_backup(vm, wish.disks, platform=platform, mode=wish.mode)
+    return await engine.estimate_backup(vm, wish.disks, platform=platform, mode=wish.mode, audit=wish.audit)
 
 
 async def _estimate_several(
