@@ -19,7 +19,7 @@ from .units import KiB, MiB
 PAGE = 4 * KiB
 """Memory, offset and length of a direct write are multiples of it; no disk asks for more."""
 
-_GATHERED = MiB  # of a new file, for one direct write
+_GATHERED = 2 * MiB  # of a new file, for one direct write (docs/performance.md)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 

@@ -16,6 +16,7 @@ from sfasync import files
 from sfasync.errors import NoSpaceError, StorageError, TargetRefusedError
 from sfasync.units import KiB, MiB
 
+PIECE = 2 * MiB  # of a new file, that is written at once
 GRAIN = 4 * KiB  # blocks of the file system below the temporary directory
 
 
@@ -77,7 +78,7 @@ def test_short_writes_and_reads_go_on(file: int, monkeypatch: pytest.MonkeyPatch
     assert buffer == b"first" + content + bytes(5)
 
 
-@pytest.mark.parametrize("sizes", [[0], [5], [5, MiB], [MiB], [MiB - 1, 1, 1], [3 * MiB + 7, 0, MiB, 9]])
+@pytest.mark.parametrize("sizes", [[0], [5], [5, PIECE], [PIECE], [PIECE - 1, 1, 1], [3 * PIECE + 7, 0, PIECE, 9]])
 @pytest.mark.parametrize("direct", [True, False])
 def test_a_file_in_any_pieces(file: int, sizes: list[int], direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not direct:
@@ -89,7 +90,7 @@ def test_a_file_in_any_pieces(file: int, sizes: list[int], direct: bool, monkeyp
         writer.write(piece)
         content += piece
         assert writer.position == len(content)
-    assert 0 <= writer.missing() <= MiB
+    assert 0 <= writer.missing() <= PIECE
     writer.flush()
     assert writer.missing() == 0
     writer.close()

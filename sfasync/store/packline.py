@@ -1,6 +1,6 @@
 """The packs of one class that a session fills: several at a time, each in the hands of one thread at a time.
 
-A thread that appends digests the blob, copies it, and waits for the disk with every mebibyte that is full. While it
+A thread that appends digests the blob, copies it, and waits for the disk with every two MiB that are full. While it
 does so, another one takes the next pack. Packs that are full are closed beside that, two at a time::
 
     thread 1   append ~~~~ seal       append ~~~~     ~ waits for the disk, with the pack in its hands
