@@ -58,6 +58,18 @@ class Writer(BlockingEnd, Protocol):
         ...
 
 
+class Near:
+    """An end that lets nobody wait for a peer: its calls are not interrupted."""
+
+    waited = 0.0
+
+    def stop(self) -> None:
+        """Nothing to do: a call under way ends by itself."""
+
+    def settle(self) -> None:
+        """Nothing to tell."""
+
+
 @runtime_checkable
 class FileReader(Reader, Protocol):
     """A reader of a file that the system can send itself (sendfile(2)), without a copy in our memory."""

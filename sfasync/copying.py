@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from .carrying import PIECE, STRETCH, Carriers, carriers
+from .carrying import PIECE, STRETCH
 from .errors import UsageError
-from .extents import again, align_down, align_up, pieces
+from .extents import align_down, align_up, pieces
 from .interfaces import Sink, Source
 from .models import CopyResult, Extent, Limits
+from .moving import move
 from .pipeline import transfer
 from .progress import Meter, Reporter
-from .recess import Plan, Recess
 from .resources import Resources
 from .rewriting import make_durable
 from .sparse import LARGEST_BLOCK, SPARSE_BLOCK, SparseSink, ZeroedSink
@@ -89,31 +89,21 @@ async def copy(
     extents = source.extents() if options.extents else _all_data(0, size)
     sink = shaped(target, options)
     piece = piece_size(options, resources, alignment, usual=PIECE)
-    connections = _carried_connections(options, resources)
-    threads: Carriers
-
-    def longest() -> int:
-        return max(STRETCH, piece) if threads.count else tuner.setting.size
-
-    recess = Recess()
-    async with aclosing(pieces(extents, size=size, piece=longest, alignment=alignment)) as steps:
-        plan = Plan(steps)
-        while not plan.ended:
-            # Its block ends before the pipeline begins, which needs the connections of the threads.
-            async with carriers(
-                source,
-                target,
-                crew=resources.crew,
-                connections=connections,
-                block=zero_block(target, options),
-                meter=meter,
-            ) as threads:
-                carried = threads.count > 0
-                left = await threads.carry(plan, sink, piece=piece, pool=resources.pool)
-            recess.begin(carried=carried)
-            rest = again(left, plan, piece=longest, enough=recess.over)
-            await transfer(rest, resources.throttled(source), sink, pool=resources.pool, lanes=tuner, meter=meter)
-    setting = Setting(threads.count, piece) if threads.count else tuner.setting
+    async with aclosing(pieces(extents, size=size, piece=max(STRETCH, piece), alignment=alignment)) as plan:
+        count = await move(
+            plan,
+            resources.throttled(source),
+            target,
+            resources=resources,
+            shaped=sink,
+            block=zero_block(target, options),
+            connections=_carried_connections(options, resources.limits),
+            carried=piece,
+            piped=lambda: tuner.setting.size,
+            lanes=tuner,
+            meter=meter,
+        )
+    setting = Setting(count, piece) if count else tuner.setting
     reporter.enter("committing")
 
     async def rewrite(start: int, end: int) -> None:
@@ -137,11 +127,11 @@ async def copy(
     )
 
 
-def _carried_connections(options: CopyOptions, resources: Resources) -> int:
+def _carried_connections(options: CopyOptions, limits: Limits) -> int:
     """Connections for threads to carry with; none where somebody said how many requests there are to be."""
-    if options.synchronous or options.requests is not None or resources.throttle is not None:
+    if options.synchronous or options.requests is not None:
         return 0
-    return options.connections or resources.limits.connections
+    return options.connections or limits.connections
 
 
 def tuned(options: CopyOptions, resources: Resources, alignment: int) -> Tuner:

@@ -68,12 +68,12 @@ def align_up(value: int, alignment: int) -> int:
 
 
 async def pieces(
-    extents: AsyncIterator[Extent], *, size: int, piece: int | Callable[[], int], alignment: int, start: int = 0
+    extents: AsyncIterator[Extent], *, size: int, piece: int, alignment: int, start: int = 0
 ) -> AsyncGenerator[Step, None]:
     """The plan of a copy or a restore from `start` to `size`: zeros move as they are, data is cut into pieces.
 
     Zero ranges are rounded inward to `alignment`, so every step begins on it and ends on it or at `size`. Pieces end at
-    multiples of `piece`, which is a multiple of `alignment`; as a function, it is asked before each.
+    multiples of `piece`, which is a multiple of `alignment`.
 
     ::
 
@@ -125,19 +125,29 @@ async def loads(plan: AsyncIterator[Step], *, most: int) -> AsyncGenerator[list[
 async def again(
     left: Sequence[Step], plan: AsyncIterator[Step], *, piece: int | Callable[[], int], enough: Callable[[Step], bool]
 ) -> AsyncGenerator[Step, None]:
-    """Steps of a plan that were not done, cut into pieces if they are all data, and then what is left of the plan, up
-    to the step that is enough.
+    """Steps of a plan that were not done, and then what is left of the plan; cut into pieces where they are all data.
+
+    Args:
+        left: What was not done.
+        plan: What was not begun.
+        piece: Bytes of a piece; as a function, it is asked before each.
+        enough: Told of each step of the plan; the last one given is the one that is enough.
     """
     for step in left:
-        if step.action is Action.DATA and not step.zeros:
-            for part in _cut(step.offset, step.offset + step.length, piece):
-                yield part
-        else:
-            yield step
+        for part in _parts(step, piece):
+            yield part
     async for step in plan:
-        yield step
+        for part in _parts(step, piece):
+            yield part
         if enough(step):
             return
+
+
+def _parts(step: Step, piece: int | Callable[[], int]) -> Iterator[Step]:
+    if step.action is Action.DATA and not step.zeros:
+        yield from _cut(step.offset, step.offset + step.length, piece)
+    else:
+        yield step
 
 
 def _cut(start: int, end: int, piece: int | Callable[[], int]) -> Iterator[Step]:

@@ -30,7 +30,7 @@ RINGS = (
     {"pipeline", "platform", "store", "transport"},
     {
         *("backup", "badblocks", "basis", "carrying", "config", "conversion", "copying", "crew", "destinations"),
-        *("diskbackup", "drivers", "endpoints", "engine", "estimate", "hauling", "jobs", "programs", "qcow2"),
+        *("diskbackup", "drivers", "endpoints", "engine", "estimate", "hauling", "jobs", "moving", "programs", "qcow2"),
         *("recess", "recovery", "resources", "resuming", "restore", "rewriting", "secrets", "streaming", "targets"),
     },
     {"lab"},

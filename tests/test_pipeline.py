@@ -9,7 +9,7 @@ import pytest
 
 from sfasync.buffers import BufferPool
 from sfasync.errors import SourceError, TargetError
-from sfasync.extents import Step, chunks, pieces
+from sfasync.extents import Step, again, chunks, pieces
 from sfasync.interfaces import SparseChunk
 from sfasync.models import Extent
 from sfasync.pipeline import transfer
@@ -30,8 +30,10 @@ def content(size: int, seed: int = 1) -> bytes:
 async def run(source: MemoryDisk, sink: MemoryDisk, pool: BufferPool, *, lanes: int | Tuner = 8) -> Meter:
     meter = Meter("vda", source.size)
     piece = CHUNK if isinstance(lanes, int) else lambda: lanes.setting.size
-    async with aclosing(pieces(source.extents(), size=source.size, piece=piece, alignment=512)) as plan:
-        await transfer(plan, source, sink, pool=pool, lanes=lanes, meter=meter)
+    async with aclosing(pieces(source.extents(), size=source.size, piece=8 * CHUNK, alignment=512)) as plan:
+        await transfer(
+            again((), plan, piece=piece, enough=lambda step: False), source, sink, pool=pool, lanes=lanes, meter=meter
+        )
     return meter
 
 

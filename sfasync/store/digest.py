@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from ..blocking import Near, Writer
 from ..interfaces import Buffer
 from ..workers import Workers
 from .pages import PageBuilder
@@ -40,8 +44,12 @@ class DigestSink:
         assert offset % step == 0, offset
         with memoryview(data) as view:
             digests = await self._workers.run_to_end(_digests, view, step)
-        for number, digest in enumerate(digests, offset // step):
-            self._builder.put(number, digest)
+        self._put(offset, digests)
+
+    @asynccontextmanager
+    async def writers(self, count: int) -> AsyncIterator[list[Writer]]:
+        """As of `BlockingSink`, for whole chunks: who has read them digests them, without a worker."""
+        yield [_Digester(self._geometry.chunk_size, self._put) for _ in range(count)]
 
     async def zero(self, offset: int, length: int) -> None:
         step = self._geometry.chunk_size
@@ -60,6 +68,34 @@ class DigestSink:
         """
         root = self._builder.root()
         return root.hex(), disk_digest(self._geometry.size, root).hex()
+
+    def _put(self, offset: int, digests: Sequence[bytes]) -> None:
+        for number, digest in enumerate(digests, offset // self._geometry.chunk_size):
+            self._builder.put(number, digest)
+
+
+class _Digester(Near):
+    """A `Writer`: one thread's end of a disk.
+
+    Args:
+        step: Bytes of a chunk.
+        put: Takes the digests of chunks that lie at an offset; not for threads.
+    """
+
+    def __init__(self, step: int, put: Callable[[int, Sequence[bytes]], None]) -> None:
+        self._step = step
+        self._put = put
+        self._found: list[tuple[int, Sequence[bytes]]] = []
+
+    def write(self, offset: int, data: Buffer) -> None:
+        assert offset % self._step == 0, offset
+        with memoryview(data) as view:
+            self._found.append((offset, _digests(view, self._step)))
+
+    def settle(self) -> None:
+        found, self._found = self._found, []
+        for offset, digests in found:
+            self._put(offset, digests)
 
 
 def _digests(view: memoryview, step: int) -> list[bytes]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from itertools import islice
 
+from ..blocking import Near, Reader
 from ..buffers import fill_with_zeros
 from ..errors import IntegrityError, UsageError
 from ..models import DiskRecord, Extent
@@ -59,8 +61,7 @@ class StoredDisk:
             ObjectMissingError, IntegrityError: A chunk, or a page above it, is lost or damaged.
             StorageError: The repository cannot be read.
         """
-        if not 0 <= offset <= self.size - len(buffer):
-            raise UsageError(f"{len(buffer)} bytes from {offset} are not within disk {self._record.id!r}")
+        self._check(offset, len(buffer))
         await self._workers.run_to_end(self._read, offset, buffer)
 
     async def extents(self, offset: int = 0, length: int | None = None) -> AsyncIterator[Extent]:
@@ -74,6 +75,15 @@ class StoredDisk:
                 stop = min(end, (position // step + count) * step)
                 yield Extent(position, stop - position, zero=zero, hole=zero)
                 position = stop
+
+    @asynccontextmanager
+    async def readers(self, count: int) -> AsyncIterator[list[Reader]]:
+        """As of `BlockingSource`: who wants a chunk reads and checks it, without a worker."""
+        yield [_DiskReader(self) for _ in range(count)]
+
+    def _check(self, offset: int, length: int) -> None:
+        if not 0 <= offset <= self.size - length:
+            raise UsageError(f"{length} bytes from {offset} are not within disk {self._record.id!r}")
 
     # --- in a thread ------------------------------------------------------------------------------------------------
 
@@ -115,6 +125,17 @@ class StoredDisk:
             if len(self._recent) > _RECENT:
                 self._recent.popitem(last=False)
         return chunk
+
+
+class _DiskReader(Near):
+    """A disk in the hands of one thread; a chunk takes a millisecond, unless the disk of the repository hangs."""
+
+    def __init__(self, disk: StoredDisk) -> None:
+        self._disk = disk
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        self._disk._check(offset, len(buffer))
+        self._disk._read(offset, buffer)
 
 
 def open_tree(record: DiskRecord, chunk_size: int, blobs: BlobReader) -> TreeReader:

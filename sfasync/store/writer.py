@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import NamedTuple
 
-from ..blocking import Writer
+from ..blocking import Near, Writer
 from ..errors import CbtError, StateError, UsageError
 from ..extents import align_down, align_up
 from ..interfaces import Buffer, SparseChunk
@@ -41,7 +41,7 @@ _ZEROS = memoryview(ZEROS)
 _local = threading.local()
 
 
-class _Sealer:
+class _Sealer(Near):
     """A `Writer`: one thread's end of a disk.
 
     Args:
@@ -49,14 +49,7 @@ class _Sealer:
     """
 
     def __init__(self, write: Callable[[int, Buffer], None]) -> None:
-        self.waited = 0.0  # for no answer
         self.write = write
-
-    def stop(self) -> None:
-        """Nothing to do: a chunk takes milliseconds, unless the disk of the repository hangs."""
-
-    def settle(self) -> None:
-        """Nothing to do: who writes tells the tree."""
 
 
 class ChunkWriter:

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ..blocking import Reader, Writer
+from ..blocking import Near, Reader, Writer
 from ..errors import (
     NoSpaceError,
     SfasyncError,
@@ -317,22 +317,9 @@ class FileSink(_File):
             raise failure from error
 
 
-class _FileEnd:
-    """A file in the hands of one thread, whose calls are not interrupted.
+class _FileReader(Near):
+    """A file in the hands of one thread, as near as can be: a few large calls at once are what a disk can do, too."""
 
-    It is always near: a few large calls at once are what a disk can do, too.
-    """
-
-    waited = 0.0
-
-    def settle(self) -> None:
-        """Nothing to tell."""
-
-    def stop(self) -> None:
-        """Nothing to do: no call waits for a peer."""
-
-
-class _FileReader(_FileEnd):
     def __init__(self, file: FileSource) -> None:
         self._file = file
 
@@ -374,7 +361,9 @@ class _SendableReader(_FileReader):
             return False
 
 
-class _FileWriter(_FileEnd):
+class _FileWriter(Near):
+    """As `_FileReader`."""
+
     def __init__(self, file: FileSink) -> None:
         self._file = file
 
@@ -383,7 +372,7 @@ class _FileWriter(_FileEnd):
         self._file._write(offset, data)
 
 
-class _NullWriter(_FileEnd):
+class _NullWriter(Near):
     def write(self, offset: int, data: Buffer) -> None:
         """Nothing to do."""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from sfasync.blocking import BlockingSink
 from sfasync.errors import StateError
 from sfasync.interfaces import Sink
 from sfasync.store.digest import DigestSink
@@ -35,6 +36,21 @@ async def test_it_is_the_digest_of_the_content(workers: Workers) -> None:
         group.create_task(sink.zero(3 * CHUNK, 6 * CHUNK))
         group.create_task(sink.write(0, content[: 3 * CHUNK]))
     assert await sink.flush() is False
+    root = content_digest(content)
+    assert sink.finish() == (root.hex(), disk_digest(len(content), root).hex())
+
+
+async def test_threads_digest_too(workers: Workers) -> None:
+    content = text(140 * CHUNK + 5)
+    sink = DigestSink(len(content), CHUNK, workers)
+    assert isinstance(sink, BlockingSink)
+    async with sink.writers(2) as (first, second):
+        await asyncio.to_thread(second.write, 100 * CHUNK, content[100 * CHUNK :])
+        for offset in range(0, 99 * CHUNK, CHUNK):
+            first.write(offset, content[offset : offset + CHUNK])
+        first.settle()
+        second.settle()
+    await sink.write(99 * CHUNK, content[99 * CHUNK : 100 * CHUNK])
     root = content_digest(content)
     assert sink.finish() == (root.hex(), disk_digest(len(content), root).hex())
 

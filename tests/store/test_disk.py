@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sfasync.blocking import BlockingSource, Reader
 from sfasync.errors import BackupNotFoundError, IntegrityError, UsageError
 from sfasync.models import Extent, Manifest
 from sfasync.store.blobs import BlobReader
@@ -66,6 +67,26 @@ async def test_any_range_is_read(repository: Repository, manifest: Manifest) -> 
         buffer = bytearray(b"?" * (end - start))
         await disk.read_into(start, memoryview(buffer))
         assert buffer == content[start:end]
+
+
+async def test_threads_read_any_range(repository: Repository, manifest: Manifest) -> None:
+    content = picture("a0b00cde0") + noise(1000)
+    disk = repository.open_disk(manifest, "vda")
+    assert isinstance(disk, BlockingSource)
+
+    def read(reader: Reader, seed: int) -> None:
+        rng = random.Random(seed)
+        for _ in range(30):
+            start = rng.randrange(len(content))
+            end = min(len(content), start + rng.choice([1, 100, CHUNK, 3 * CHUNK]))
+            buffer = bytearray(b"?" * (end - start))
+            reader.read_into(start, memoryview(buffer))
+            assert buffer == content[start:end]
+
+    async with disk.readers(3) as readers:
+        await asyncio.gather(*(asyncio.to_thread(read, reader, seed) for seed, reader in enumerate(readers)))
+        with pytest.raises(UsageError, match="not within"):
+            readers[0].read_into(disk.size, memoryview(bytearray(1)))
 
 
 async def test_parts_of_a_chunk_are_unsealed_once(
