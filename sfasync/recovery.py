@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -108,6 +109,10 @@ class Recovery:
             what = f"the platform did not clean up: {one_line(str(error) or type(error).__name__)}"
             log.warning("%s", what)
             result = replace(result, warnings=(*result.warnings, what))
+        except asyncio.CancelledError:
+            if result is not None:
+                log.warning("VM %s is restored; the interruption came too late", printable(result.restored_vm or ""))
+            raise
         assert result is not None, "the platform swallowed a failure"
         return result
 

@@ -6,14 +6,15 @@
     same VM    off? -> [snapshot -> what changed since] -> configuration -> files -> tracking anew -> lease -> addresses
 
 Tracking begins anew before the first byte is written, so whatever happens, nobody builds on what was tracked before. A
-VM that was made and not finished is removed with the run.
+VM that was made and not finished is removed with the run; finished is one whose lease was given back.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -98,23 +99,44 @@ class RestoredVm:
             raise LeaseLostError(f"the platform took the disks back: {printable(self.lost.result())}")
 
     async def finish(self) -> Sequence[str]:
-        """Give the lease back and start the VM, if that is wanted; what fails of it is a warning."""
-        if self._target.made is not None:
-            await self._run.gone(self._target.made)  # the VM stays
-        warnings = []
-        if self._target.tracked:
-            warnings.append("changes are tracked anew: the next backup of this VM is a full one")
+        """Give the lease back and start the VM, if that is wanted; what fails of it is a warning.
+
+        Cancelled while it gives the lease back, it leaves a VM that was made to the run, which removes it; later, the
+        VM stays, and the log says so.
+
+        Raises:
+            StorageError: It could not be written down that a VM that was made stays.
+        """
+        made = self._target.made
+        problem = await _problem_of(self._lease.release())
         try:
-            await self._lease.release()
-            if self._target.tracked:  # once more, because the platform lets it expire at some moment of a recovery
-                await begin_anew(self._site, self._target.server)
-            for entry in reversed(self._run.entries):
-                await remove(self._site.api, self._run, entry)
-            if self._site.settings.power_on:
-                await self._site.api.wait(await self._site.api.power(self.vm_id, "start"))
-        except SfasyncError as error:
-            warnings.append(f"the disks are restored, but: {one_line(str(error))}")
-        return warnings
+            if made is not None:  # from now on it stays, whether or not the platform has taken the lease back
+                await self._run.gone(made)
+            problem = problem or await _problem_of(self._settle())
+        except asyncio.CancelledError:
+            if made is not None:
+                log.warning("VM '%s' is restored and stays; the interruption came too late", printable(self.vm_name))
+            raise
+        tracked_anew = "changes are tracked anew: the next backup of this VM is a full one"
+        return [*([tracked_anew] if self._target.tracked else []), *([problem] if problem else [])]
+
+    async def _settle(self) -> None:
+        """What is done when the lease is given back."""
+        if self._target.tracked:  # once more, because the platform lets it expire at some moment of a recovery
+            await begin_anew(self._site, self._target.server)
+        for entry in reversed(self._run.entries):
+            await remove(self._site.api, self._run, entry)
+        if self._site.settings.power_on:
+            await self._site.api.wait(await self._site.api.power(self.vm_id, "start"))
+
+
+async def _problem_of(work: Awaitable[None]) -> str:
+    """What went wrong with the last things to do, in one line; empty if nothing did."""
+    try:
+        await work
+    except SfasyncError as error:
+        return f"the disks are restored, but: {one_line(str(error))}"
+    return ""
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from sfasync import Engine, Repository
 from sfasync.errors import PlatformError, SfasyncError, UsageError
 from sfasync.interfaces import RestoreView
 from sfasync.models import Checkpoint, ExportAddress, Retry
+from sfasync.platform.scp.api import ScpApi
+from sfasync.platform.scp.lease import Lease
 from sfasync.platform.scp.platform import ScpPlatform
 from sfasync.platform.scp.snapshot import RECORD
 from sfasync.transport.export import open_export
@@ -153,6 +156,41 @@ async def test_a_new_vm_that_is_not_finished_is_removed(
             assert "unfinished" in lab.ask("vms")
             raise ZeroDivisionError
     assert lab.ask("vms") == before
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_an_interruption_at_the_end_removes_a_new_vm_or_says_that_it_stays(
+    lab: Laboratory,
+    platform: ScpPlatform,
+    vm: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    late: bool,
+) -> None:
+    reached = asyncio.Event()
+
+    async def hangs(*_: object) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    name = f"interrupted-{late}"
+    async with (
+        await Repository.init(lab.directory / "repositories" / tmp_path.name) as repository,
+        Engine(repository) as engine,
+        ScpPlatform(lab.settings(power_on=True), directory=lab.directory / "journal") as starting,
+    ):
+        saved = await engine.backup_vm(vm, platform=platform)
+        monkeypatch.setattr(ScpApi if late else Lease, "power" if late else "release", hangs)
+        async with engine.start_restore(saved.id, platform=starting, new_name=name) as job:
+            await reached.wait()
+            assert name in lab.ask("vms")
+            job.cancel()
+            await job.ended()
+            with pytest.raises(asyncio.CancelledError):
+                await job.result()
+    assert (name in lab.ask("vms")) == late
+    assert ("is restored and stays" in caplog.text) == late
 
 
 async def test_a_vm_is_started_where_that_is_wanted(lab: Laboratory, vm: str, backup: Backup) -> None:
