@@ -193,6 +193,38 @@ async def test_a_thread_that_hangs_does_not_hold_up_others_when_one_fails(monkey
     assert result.bytes_read == 64 * MiB
 
 
+@pytest.mark.usefixtures("patient")
+async def test_the_loop_gets_a_connection_when_its_own_is_lost_and_nobody_is_let_in() -> None:
+    """It needs one for zeros, while threads have all others."""
+    content = b"".join(bytes([number % 200 + 1]) * 4 * MiB + bytes(MiB) for number in range(8))
+    written = bytearray(b"\xff" * len(content))
+
+    async def serve(client: Client) -> None:
+        await client.open(len(content))
+        with suppress(asyncio.IncompleteReadError):
+            while (request := await client.request()).kind != peer.DISC:
+                if request.kind in (peer.WRITE, peer.WRITE_ZEROES):
+                    end = request.offset + request.length
+                    written[request.offset : end] = request.payload or bytes(request.length)
+                await client.say(peer.simple(request.cookie))
+
+    async def leave(client: Client) -> None:
+        await client.open(len(content))
+        while (await client.request()).kind != peer.WRITE_ZEROES:
+            pass
+        client.hang_up()
+
+    async def refuse(client: Client) -> None:
+        client.hang_up()
+
+    source = ThreadedDisk(content, block_size=1, faults=frozenset(), far=1 << 30)
+    scripts = (leave, serve, serve, serve, refuse)
+    async with asyncio.timeout(60), liar(*scripts) as address, Engine(retry=Retry(delay=0.01, outage=300)) as engine:
+        result = await engine.copy(source, address)
+    assert written == content
+    assert result.bytes_zero == 8 * MiB
+
+
 @pytest.mark.parametrize("options", [{"requests": 2}, {"synchronous": True}, {"connections": 2}])
 async def test_who_says_how_many_requests_gets_them(image: Path, options: dict[str, int]) -> None:
     with nbdkit("file", image) as server:

@@ -214,10 +214,28 @@ class Connection:
         self._watchdog = self._loop.call_later(self._watch_interval, self._watch_lent)
         return self._lent
 
-    def take_back(self) -> None:
-        """The thread has left it."""
-        line, self._lent = self._lent, None
+    @property
+    def called_back(self) -> bool:
+        """Whether a thread has it that was told to leave."""
+        return self._lent is not None and self._lent.called
+
+    def call_back(self, on_return: Callable[[], None]) -> None:
+        """Take it back as soon as its thread has the answer to the request it is at, and call a function then."""
+        line = self._lent
         assert line is not None, f"{self!r} was not lent"
+
+        def left() -> None:
+            if self._lent is line:
+                self.take_back(line)
+                on_return()
+
+        line.call_back(left)
+
+    def take_back(self, line: Line) -> None:
+        """The thread that has this line has left it, if it has not done so before."""
+        if self._lent is not line:
+            return
+        self._lent = None
         self._end_watch()
         line.release()
         self._stream.take_back(line.descriptor)

@@ -144,7 +144,7 @@ class Connections:
         """
         alive = self._alive()
         if not alive:
-            if self._replacing is not None:
+            if self._replacing is not None or self.count:
                 return None
             return next(connection for connection in reversed(self._all) if not connection.lent)
         if self._crowded(suspect):
@@ -295,7 +295,19 @@ class Connections:
             self._begin_replacing()
         if self.failure is not None:
             raise type(self.failure)(str(self.failure)) from self.failure.__cause__
+        if self._replacing is None:
+            self._call_back()
         return [connection for connection in alive if not connection.lent]
+
+    def _call_back(self) -> None:
+        """Let a thread give back its connection, if none is left for requests and there will be no other one soon.
+
+        A server at its limit may let nobody in, as it still counts what was lost on our side, and threads work for
+        hours.
+        """
+        lent = [connection for connection in self._all if connection.alive and connection.lent]
+        if lent and not self._serving and not any(connection.called_back for connection in lent):
+            lent[0].call_back(self.finished)
 
     def _begin_replacing(self) -> None:
         """Open a connection in place of a lost one, unless it was lost for what another one would suffer too."""
@@ -310,7 +322,7 @@ class Connections:
         try:
             connection = await self._reconnect(reason)
         except SfasyncError as error:
-            if self._serving and not isinstance(error, ExportError):
+            if self.count and not isinstance(error, ExportError):
                 _logger.warning("%s: one connection less: %s", self._peer, error)
                 self._wanted = self.count
             else:
@@ -338,7 +350,7 @@ class Connections:
         while (delay := outage.next()) is not None:
             await asyncio.sleep(delay)
             try:
-                async with asyncio.timeout(_EXTRA_CONNECT if self._serving else outage.remaining):
+                async with asyncio.timeout(self._patience(outage)):
                     connection = await self._recipe.connect()
             except TimeoutError:
                 if self._serving:
@@ -356,7 +368,14 @@ class Connections:
                 raise ExportError(
                     f"{self._peer}: size, flags or block sizes are not what they were before the connection was lost"
                 )
+            self._call_back()
         raise self._too_long(reason, last)
+
+    def _patience(self, outage: Backoff) -> float:
+        """Seconds for one more attempt: few while there is another connection, or one to be called back."""
+        if self._serving:
+            return _EXTRA_CONNECT
+        return min(_EXTRA_CONNECT, outage.remaining) if self.count else outage.remaining
 
     def _too_long(self, reason: SfasyncError | None, last: SfasyncError | None) -> SfasyncError:
         """The error of an outage that lasts too long; a failure of TLS stays one."""

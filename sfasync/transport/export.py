@@ -473,7 +473,8 @@ class Export:
     async def readers(self, count: int) -> AsyncIterator[list[Reader]]:
         """Up to `count` connections, each for one thread to read, for the time of the block; one is always left.
 
-        They come as they are: what fails is not repeated, and calls of the export go on meanwhile over the others.
+        They come as they are: what fails is not repeated, and calls of the export go on meanwhile over the others. If
+        all of these are lost, one is taken away from its thread, which hears that it was given up.
         There are none over TLS, where threads would wait for each other at each record of 16 KiB.
         """
         if self._recipe.address.tls is not None:
@@ -497,8 +498,9 @@ class Export:
             lines = []
             with suppress(SystemLimitError):  # as many as there are descriptors for
                 for connection in self._connections.spare(count):
-                    lines.append(connection.lend(most=self._payload, on_write=partial(self._wrote, connection)))
-                    lent.callback(connection.take_back)
+                    line = connection.lend(most=self._payload, on_write=partial(self._wrote, connection))
+                    lent.callback(connection.take_back, line)
+                    lines.append(line)
             yield lines
 
     def _wrote(self, connection: Connection, start: int, end: int) -> None:

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -47,6 +48,7 @@ class Line:
     Attributes:
         waited: Seconds between requests and the first bytes of their replies, so far.
         failure: Why the connection cannot be used any more.
+        called: Whether the loop wants it back.
         descriptor: As given.
     """
 
@@ -62,6 +64,7 @@ class Line:
     ) -> None:
         self.waited = 0.0
         self.failure: SfasyncError | None = None
+        self.called = False
         self.descriptor = descriptor
         self._session = session
         self._name = name
@@ -71,6 +74,9 @@ class Line:
         self._on_write = on_write
         self._written: list[tuple[int, int]] = []
         self._stopped = False
+        self._loop = asyncio.get_running_loop()
+        self._using = threading.Lock()  # held by the thread during a request
+        self._on_left: Callable[[], None] | None = None
         self._end: asyncio.TimerHandle | None = None  # when the connection is cut
         self._asked = self._progress = 0.0  # when the request was sent, 0 for none; when a byte last came or left
 
@@ -98,7 +104,6 @@ class Line:
             for start in range(0, len(view), self._most):
                 with view[start : start + self._most] as part:
                     self._carry_out(Command(const.CMD_WRITE, offset + start, len(part), buffer=part))
-            self._written.append((offset, offset + len(view)))
 
     def send(self, offset: int, length: int, fileno: int) -> None:
         """Write what a file has at the same place, without a copy of ours (sendfile(2)).
@@ -111,11 +116,22 @@ class Line:
         for start in range(offset, end, self._most):
             command = Command(const.CMD_WRITE, start, min(self._most, end - start))
             self._carry_out(command, fileno)
-        self._written.append((offset, end))
 
     def _carry_out(self, command: Command, file: int | None = None) -> None:
-        if self._stopped:
-            raise ConnectionLostError(f"{self._name}: the connection was given up")
+        """Make a request and take note of what it wrote, unless the loop wants no more of them."""
+        try:
+            with self._using:
+                if self._stopped:
+                    raise ConnectionLostError(f"{self._name}: the connection was given up")
+                self._ask(command, file)
+                if command.kind == const.CMD_WRITE:
+                    self._written.append((command.offset, command.offset + command.length))
+        finally:
+            if self._on_left is not None:  # looked at without the lock: whoever sets it tries that afterwards
+                with suppress(RuntimeError):  # the loop was closed: nobody waits
+                    self._loop.call_soon_threadsafe(self._on_left)
+
+    def _ask(self, command: Command, file: int | None) -> None:
         try:
             self._exchange(command, file)
         except SfasyncError as error:
@@ -227,6 +243,16 @@ class Line:
         self._stopped = True
         if self._end is None:
             self._end = asyncio.get_running_loop().call_later(_GRACE, self._give_up)
+
+    def call_back(self, on_left: Callable[[], None]) -> None:
+        """Let the thread make no more requests, and call a function when it has the answer to the one it is at, if
+        there is one; more than once perhaps.
+        """
+        self.called = self._stopped = True
+        self._on_left = on_left
+        if self._using.acquire(blocking=False):
+            self._using.release()
+            self._loop.call_soon(on_left)
 
     def watch(self) -> None:
         """Cut the connection if it takes too long."""

@@ -7,7 +7,7 @@ import random
 import resource
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -205,11 +205,6 @@ async def test_without_descriptors_nothing_is_lent() -> None:
 
 
 async def test_requests_wait_for_a_replacement_while_threads_have_the_others(thread: Workers) -> None:
-    async def leaves(client: Client) -> None:
-        await client.open(SIZE)
-        await client.request()
-        client.hang_up()
-
     async with opened(leaves, honest, retry=Retry(delay=0.01)) as export:
         async with export.readers(2) as (reader,):
             assert await export.read(0, 10) == bytes(10)
@@ -217,6 +212,82 @@ async def test_requests_wait_for_a_replacement_while_threads_have_the_others(thr
             await settled(thread.submit(reader.read_into, 0, buffer))
             assert buffer == bytes(READ)
         assert export.connections == 2
+
+
+async def leaves(client: Client) -> None:
+    await client.open(SIZE)
+    await client.request()
+    client.hang_up()
+
+
+async def lets_nobody_in(client: Client) -> None:
+    client.hang_up()
+
+
+async def test_who_has_no_connection_left_takes_one_from_a_thread(thread: Workers) -> None:
+    """The server may let nobody else in: at its limit, it counts a connection that is lost on our side only."""
+    async with (
+        asyncio.timeout(30),
+        liar(leaves, honest, honest, lets_nobody_in) as address,
+        await open_export(address, connections=3, retry=Retry(delay=0.01)) as export,
+    ):
+        assert await export.connected() == 3
+        async with export.readers(2) as readers:
+            assert await export.read(0, 10) == bytes(10)
+            given_up = 0
+            for reader in readers:
+                with suppress(ConnectionLostError):
+                    await settled(thread.submit(reader.read_into, 0, memoryview(bytearray(READ))))
+                    continue
+                given_up += 1
+            assert given_up == 1
+            async with export.readers(2) as others:
+                assert others == [], "it stays"
+            assert await export.read(0, 10) == bytes(10)
+        assert export.connections == 2
+        async with export.readers(2) as readers:
+            assert len(readers) == 1
+
+
+async def test_a_connection_is_taken_when_the_request_under_way_is_answered(thread: Workers) -> None:
+    asked, wanted = asyncio.Event(), asyncio.Event()
+
+    async def patient(client: Client) -> None:
+        await client.open(SIZE)
+        request = await client.request()
+        asked.set()
+        await wanted.wait()
+        while True:
+            await answer(client, request)
+            request = await client.request()
+
+    async with (
+        asyncio.timeout(30),
+        liar(leaves, patient, lets_nobody_in) as address,
+        await open_export(address, connections=2, retry=Retry(delay=0.01)) as export,
+    ):
+        assert await export.connected() == 2
+        async with export.writers(1) as (writer,):
+            writing = thread.submit(writer.write, 0, b"x" * 100)
+            more = thread.submit(writer.write, 100, b"x" * 100)
+            await asked.wait()
+            reading = asyncio.ensure_future(export.read(0, 10))
+            while not export._connections.each()[-1].called_back:
+                await asyncio.sleep(0.001)
+            wanted.set()
+            await settled(writing)
+            with pytest.raises(ConnectionLostError, match="given up"):
+                await settled(more)
+            assert await reading == bytes(10)
+            assert await export.flush(), "of what the thread has written"
+
+
+async def test_without_retries_one_is_taken_at_once(thread: Workers) -> None:
+    async with opened(honest, honest) as export, export.readers(1) as (reader,):
+        export._connections.each()[0].abort()
+        assert await export.read(0, 10) == bytes(10)
+        with pytest.raises(ConnectionLostError, match="given up"):
+            await settled(thread.submit(reader.read_into, 0, memoryview(bytearray(READ))))
 
 
 # --- durability ------------------------------------------------------------------------------------------------------
