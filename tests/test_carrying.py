@@ -573,7 +573,7 @@ class Serving:
         while True:
             request = await client.request()
             chance = self._random.random()
-            if chance < 0.02:
+            if chance < 0.02 and request.kind != peer.FLUSH:  # which nobody may repeat
                 await client.say(peer.error(request.cookie, 5, b"not now"))
             elif chance < 0.04:
                 await client.say(self._reply(request)[: self._random.randrange(1, 40)])
