@@ -49,8 +49,11 @@ from ..support.resetting import Proxy, resetting
 from ..support.servers import Server, nbdkit
 
 SIZE = 24 * MiB
-RETRY = Retry(outage=3.0, delay=0.005, max_delay=0.1)
-TIMEOUTS = Timeouts(connect=1.0, stall=0.5)
+# What goes on in the end may take its time; only what never does is given up soon.
+RETRY = Retry(outage=30.0, delay=0.005, max_delay=0.1)
+TIMEOUTS = Timeouts(connect=20.0, stall=20.0)
+GIVES_UP = Retry(outage=3.0, delay=0.005, max_delay=0.1)
+HURRIED = replace(TIMEOUTS, stall=2.0)
 
 
 @dataclass
@@ -113,6 +116,12 @@ class Scene:
         assert self.target.read_bytes() == self.image.read_bytes()
 
 
+async def moving(job: Job[Any]) -> None:
+    """Wait until something is done, or the job has ended."""
+    while not (job.done or job.progress().done):
+        await asyncio.sleep(0.01)
+
+
 async def f1_reset_in_reads(scene: Scene) -> None:
     proxy = scene.proxy(scene.serve(tcp=True), every=3 * MiB)
     await scene.back_up(proxy.uri)
@@ -122,8 +131,7 @@ async def f1_reset_in_reads(scene: Scene) -> None:
 async def f1_outage_that_is_too_long(scene: Scene) -> None:
     proxy = scene.proxy(scene.serve("rate=40M", filters=("rate",), tcp=True))
     async with scene.engine.start_backup("vm", {"vda": proxy.uri}) as job:
-        while not job.progress().done:
-            await asyncio.sleep(0.01)
+        await moving(job)
         proxy.down = True
         proxy.reset()
         await job.result()
@@ -176,15 +184,14 @@ async def f5_no_block_status(scene: Scene) -> None:
 async def f6_stall(scene: Scene) -> None:
     server = scene.serve("rate=40M", filters=("rate",))
     async with scene.engine.start_backup("vm", {"vda": server.uri}) as job:
-        while not job.progress().done:
-            await asyncio.sleep(0.01)
+        await moving(job)
         os.kill(server.pid, signal.SIGSTOP)
         async with asyncio.timeout(10):
             await job.result()
 
 
 async def f7_slow_server(scene: Scene) -> None:
-    await scene.back_up(scene.serve("rdelay=300ms", filters=("delay",)).uri)
+    await scene.back_up(scene.serve("rdelay=1000ms", filters=("delay",)).uri)
 
 
 async def f7_narrow_link(scene: Scene) -> None:
@@ -198,13 +205,12 @@ async def f8_polite_ends(scene: Scene) -> None:
 
 
 OUTAGE = 2.0
-"""Seconds without a server, of those that `RETRY` bears."""
+"""Seconds without a server, fewer than `RETRY` bears."""
 
 
 async def _outage(scene: Scene, job: Job[Any], first: Server, start: Callable[[], Server], seconds: float) -> None:
     """Kill the server behind `uri` in the middle of a job, and start another one after some time."""
-    while not job.progress().done:
-        await asyncio.sleep(0.01)
+    await moving(job)
     os.kill(first.pid, signal.SIGKILL)
     await asyncio.sleep(seconds)
     assert 0 < job.progress().done < SIZE
@@ -277,8 +283,7 @@ async def f10_grown_during_a_run(scene: Scene) -> None:
     )
     proxy = scene.proxy(scene.stack.enter_context(server))
     async with scene.engine.start_backup("vm", {"vda": proxy.uri}) as job:
-        while not job.progress().done:
-            await asyncio.sleep(0.01)
+        await moving(job)
         size.write_text(str(SIZE + MiB))
         proxy.reset()
         await job.result()
@@ -288,8 +293,7 @@ async def f10_shrunk_during_a_run(scene: Scene) -> None:
     blocks = [f"blocksize-{name}=65536" for name in ("minimum", "preferred")]  # what cannot be read is found sooner
     server = scene.serve("rdelay=50ms", "--threads=1", *blocks, filters=("blocksize-policy", "delay"))
     async with scene.engine.start_backup("vm", {"vda": server.uri}) as job:
-        while not job.progress().done:
-            await asyncio.sleep(0.01)
+        await moving(job)
         os.truncate(scene.image, SIZE - 2 * MiB)
         await job.result()
 
@@ -401,14 +405,16 @@ TABLE: list[Row] = [
 
 
 @asynccontextmanager
-async def staged(directory: Path, certificates: Path, retry: Retry = RETRY) -> AsyncIterator[Scene]:
+async def staged(
+    directory: Path, certificates: Path, retry: Retry = RETRY, timeouts: Timeouts = TIMEOUTS
+) -> AsyncIterator[Scene]:
     """A scene for the time of the block."""
     image, target = directory / "disk.raw", directory / "target.raw"
     image.write_bytes(random.Random(11).randbytes(SIZE - 4 * MiB) + bytes(4 * MiB))
     with target.open("wb") as file:
         file.truncate(SIZE)
     repository = await Repository.open(directory / "repository", create=True)
-    engine = Engine(repository, limits=Limits(connections=2), retry=retry, timeouts=TIMEOUTS)
+    engine = Engine(repository, limits=Limits(connections=2), retry=retry, timeouts=timeouts)
     with ExitStack() as stack:
         async with repository, engine:
             yield Scene(directory, image, target, repository, engine, stack, certificates)
@@ -422,7 +428,9 @@ async def test_faults(
     tmp_path: Path,
     certificates: Path,
 ) -> None:
-    async with staged(tmp_path, certificates) as scene:
+    retry = GIVES_UP if fault in (f1_outage_that_is_too_long, f6_stall) else RETRY
+    timeouts = HURRIED if fault in (f6_stall, f7_slow_server) else TIMEOUTS
+    async with staged(tmp_path, certificates, retry, timeouts) as scene:
         if error is None:
             await fault(scene)
             return
