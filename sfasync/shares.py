@@ -8,32 +8,61 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 
-class _Thing:
-    """One of them.
+class Room:
+    """Room in something that bears only so much at once.
 
-    Attributes:
-        out: Shares that are taken.
-        waiting: Who wants one, in order of arrival: at most how many may be out then, and how they are told.
+    Who came first gets room first: a large wish is not overtaken until nothing is left for it.
     """
 
     def __init__(self) -> None:
-        self.out = 0
-        self.waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._taken = 0
+        self._waiting: deque[tuple[int, int, asyncio.Future[None]]] = deque()  # amount, most, how they are told
 
-    def hand_out(self) -> None:
-        """Give shares to those who wait, in their order, as long as the first of them can have one."""
-        while self.waiting and self.out < self.waiting[0][0]:
-            told = self.waiting.popleft()[1]
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody has any of it, or waits for some."""
+        return not self._taken and not self._waiting
+
+    @asynccontextmanager
+    async def taken(self, amount: int, most: int) -> AsyncIterator[None]:
+        """Room for the time of the block.
+
+        Args:
+            amount: How much, at least 1; more than there is ever room for counts as all of it.
+            most: How much may be taken in all, this included; at least 1.
+        """
+        amount = min(amount, most)
+        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        wish = (amount, most, told)
+        self._waiting.append(wish)
+        self._hand_out()
+        try:
+            await told
+            yield
+        finally:
             if not told.cancelled():
-                self.out += 1
+                self._taken -= amount
+            elif wish in self._waiting:
+                self._waiting.remove(wish)
+            self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Give room to those who wait, in their order, as long as there is enough for the first of them."""
+        while self._waiting:
+            amount, most, told = self._waiting[0]
+            if not told.cancelled():
+                if self._taken + amount > most:
+                    break
+                self._taken += amount
                 told.set_result(None)
+            self._waiting.popleft()
 
 
 class Shares:
     """Hands out shares of things known by their names. Who came first is served first, for each thing."""
 
     def __init__(self) -> None:
-        self._things: dict[str, _Thing] = {}
+        self._things: dict[str, Room] = {}
 
     def __repr__(self) -> str:
         return f"<Shares of {len(self._things)} things>"
@@ -54,19 +83,10 @@ class Shares:
 
     @asynccontextmanager
     async def _one(self, name: str, most: int) -> AsyncIterator[None]:
-        thing = self._things.setdefault(name, _Thing())
-        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        wish = (most, told)
-        thing.waiting.append(wish)
-        thing.hand_out()
+        room = self._things.setdefault(name, Room())
         try:
-            await told
-            yield
+            async with room.taken(1, most):
+                yield
         finally:
-            if not told.cancelled():
-                thing.out -= 1
-            elif wish in thing.waiting:
-                thing.waiting.remove(wish)
-            thing.hand_out()
-            if not thing.out and not thing.waiting:
+            if room.is_idle:
                 self._things.pop(name, None)

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from sfasync.shares import Shares
+from sfasync.shares import Room, Shares
 
 
 async def test_no_more_are_out_than_may_be() -> None:
@@ -29,6 +29,23 @@ async def test_no_more_are_out_than_may_be() -> None:
         await asyncio.gather(*(one(choice.sample("abcd", choice.randint(0, 4))) for _ in range(300)))
     assert set(most.values()) == {3}
     assert repr(shares) == "<Shares of 0 things>"
+
+
+async def test_a_large_wish_is_not_overtaken() -> None:
+    room, order = Room(), list[str]()
+
+    async def one(name: str, amount: int) -> None:
+        async with room.taken(amount, 3):
+            order.append(name)
+
+    async with room.taken(1, 3):
+        tasks = [asyncio.create_task(one(name, amount)) for name, amount in (("large", 9), ("small", 1))]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert order == []
+    await asyncio.gather(*tasks)
+    assert order == ["large", "small"]
+    assert room.is_idle
 
 
 async def test_who_came_first_is_served_first_also_where_a_later_one_would_do_with_less() -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..shares import Room
 from .failures import SomeFailed
 from .output import Output
 
@@ -49,12 +48,12 @@ async def each_vm(
     Raises:
         SomeFailed: When all have ended, if something failed.
     """
-    turns = _Turns(disks)
+    room = Room()
     together = _Together(output.job_progress())
     failures: list[tuple[VirtualMachine, Exception]] = []
 
     async def one(vm: VirtualMachine) -> None:
-        async with turns.take(len(vm.disks)):
+        async with room.taken(max(1, len(vm.disks)), disks):
             try:
                 result = await work(vm, together.callback(vm))
             except Exception as error:  # noqa: BLE001 - nothing that befalls one VM may keep the others from theirs
@@ -70,40 +69,6 @@ async def each_vm(
     if failures:
         vm, first = failures[0]
         raise SomeFailed(f"{len(failures)} of {len(vms)} VMs failed, first {vm.name}", first)
-
-
-class _Turns:
-    """Room for so many disks. VMs get it in their order: a large one is not overtaken until nothing is left for it."""
-
-    def __init__(self, room: int) -> None:
-        self._room = room
-        self._free = room
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-
-    @asynccontextmanager
-    async def take(self, disks: int) -> AsyncIterator[None]:
-        """Room for the disks of a VM for the time of the block; one with more than there is ever room for gets all."""
-        wanted = max(1, min(disks, self._room))
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append((wanted, turn))
-        self._give()
-        try:
-            await turn
-            yield
-        finally:
-            if not turn.cancelled():
-                self._free += wanted
-            self._give()
-
-    def _give(self) -> None:
-        while self._waiting:
-            wanted, turn = self._waiting[0]
-            if not turn.cancelled():
-                if wanted > self._free:
-                    break
-                self._free -= wanted
-                turn.set_result(None)
-            self._waiting.popleft()
 
 
 class _Together:
