@@ -3,11 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
+
+
+class Looks(AsyncIterator[None]):
+    """Moments at which to look whether something has happened: now, and then after pauses that double.
+
+    ::
+
+        async for _ in Looks(0.01, 1.0, seconds=60.0):
+            if await has_happened():
+                break
+        else:
+            raise ...  # time is up
+
+    Args:
+        first, longest: Seconds of the first pause, and of the longest one.
+        seconds: When to look no more: no pause ends later than this after the first look.
+    """
+
+    def __init__(self, first: float, longest: float, *, seconds: float = math.inf) -> None:
+        self._pause = min(first, longest)
+        self._longest = longest
+        self._seconds = seconds
+        self._end: float | None = None
+
+    async def __anext__(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._end is None:
+            self._end = now + self._seconds
+            return
+        if now + self._pause > self._end:
+            raise StopAsyncIteration
+        await asyncio.sleep(self._pause)
+        self._pause = min(2 * self._pause, self._longest)
 
 
 async def run_all(coroutines: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:

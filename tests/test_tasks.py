@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from sfasync.tasks import cancelled, finish, meanwhile, run_all
+from sfasync.tasks import Looks, cancelled, finish, meanwhile, run_all
 
 
 async def test_run_all_keeps_the_order() -> None:
@@ -65,6 +65,26 @@ async def test_a_second_cancellation_shortens_the_time() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_looks_come_at_once_then_after_pauses_that_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, pauses = 100.0, list[float]()
+
+    async def sleep(pause: float) -> None:
+        nonlocal now
+        now += pause
+        pauses.append(pause)
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    assert len([None async for _ in Looks(1.0, 5.0, seconds=17.0)]) == 6
+    assert pauses == [1.0, 2.0, 4.0, 5.0, 5.0]
+    assert len([None async for _ in Looks(1.0, 1.0, seconds=0.0)]) == 1
+    pauses.clear()
+    async for _ in Looks(9.0, 0.5):
+        if len(pauses) == 3:
+            break
+    assert pauses == [0.5, 0.5, 0.5]
 
 
 async def test_finish_gives_up_at_its_deadline() -> None:

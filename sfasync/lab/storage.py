@@ -25,7 +25,7 @@ from qemu.qmp import ExecuteError, QMPClient, QMPError
 from ..errors import PlatformError, printable
 from ..models import ExportAddress
 from ..programs import running
-from ..tasks import finish
+from ..tasks import Looks, finish
 from ..transport.export import open_export
 
 GRANULARITY = 64 << 10
@@ -174,10 +174,9 @@ class Storage:
         """Serve it no more: its connections are closed. Returns when the node is free."""
         with suppress(PlatformError):  # it is gone already
             await self._run("block-export-del", {"id": _export_id(name), "mode": "hard"})
-        pause = _FIRST_LOOK
-        while _export_id(name) in await self._export_ids():
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+        async for _ in Looks(_FIRST_LOOK, _LONGEST_PAUSE):
+            if _export_id(name) not in await self._export_ids():
+                break
 
     @asynccontextmanager
     async def exported(
@@ -214,8 +213,7 @@ class Storage:
 
     async def _end_of(self, wanted: Sequence[str], progress: Callable[[int], None] | None = None) -> None:
         """Wait until jobs have ended, and dismiss them."""
-        pause = _FIRST_LOOK
-        while True:
+        async for _ in Looks(_FIRST_LOOK, _LONGEST_PAUSE):
             jobs = await self._jobs(wanted)
             if all(job["status"] == "concluded" for job in jobs.values()):
                 break
@@ -223,8 +221,6 @@ class Storage:
                 total = sum(job["total-progress"] for job in jobs.values())
                 done = sum(job["current-progress"] for job in jobs.values())
                 progress(min(99, 100 * done // max(1, total)))
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
         for job_id in jobs:
             await self._run("job-dismiss", {"id": job_id})
         for job in jobs.values():

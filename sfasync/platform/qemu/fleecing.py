@@ -24,7 +24,6 @@ before 9.1 two requests at a time can abort QEMU. This way is as old as fleecing
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from typing import Final
 
@@ -32,6 +31,7 @@ import msgspec
 
 from ...errors import PlatformError, printable
 from ...extents import align_up
+from ...tasks import Looks
 from .inventory import Disk
 from .monitor import CommandError, Monitor
 from .names import Kind
@@ -131,10 +131,10 @@ class _Fleecing:
         """Have QEMU make an image."""
         job = self._places.name(self._number, Kind.FILE_JOB)
         await self._monitor.run("blockdev-create", {"job-id": job, "options": options})
-        look = _LOOK
-        while (state := await self._job(job)).status != "concluded":
-            await asyncio.sleep(look)
-            look = min(2 * look, _LONGEST_LOOK)
+        async for _ in Looks(_LOOK, _LONGEST_LOOK):
+            state = await self._job(job)
+            if state.status == "concluded":
+                break
         await self._monitor.run("job-dismiss", {"id": job})
         if state.error:
             raise PlatformError(

@@ -12,13 +12,13 @@ copies the first MiB, which cannot be helped: a smaller disk has no seal, and is
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final
 
 import msgspec
 
 from ...errors import PlatformError
 from ...extents import align_up
+from ...tasks import Looks
 from .inventory import Bitmap, Disk, Node, nodes
 from .monitor import CommandError, Monitor
 from .names import BitmapName, Kind, SealName
@@ -109,10 +109,9 @@ async def put_seal(monitor: Monitor, places: Places, number: int, disk: Disk, li
 
 
 async def _ended(monitor: Monitor, job: str) -> None:
-    look = _LOOK
-    while any(entry.id == job for entry in await monitor.ask("query-jobs", tuple[_Job, ...])):
-        await asyncio.sleep(look)
-        look = min(2 * look, _LONGEST_LOOK)
+    async for _ in Looks(_LOOK, _LONGEST_LOOK):
+        if all(entry.id != job for entry in await monitor.ask("query-jobs", tuple[_Job, ...])):
+            break
 
 
 async def _count(monitor: Monitor, name: str) -> int:

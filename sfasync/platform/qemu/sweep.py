@@ -9,7 +9,6 @@ Nothing of it is on the guest's path any more when the job is gone.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ import msgspec
 
 from ...errors import BusyError, PlatformError
 from ...models import Leftover
-from ...tasks import finish
+from ...tasks import Looks, finish
 from .fleecing import empty_files
 from .inventory import Node, exports, nodes
 from .monitor import CommandError, Monitor, open_monitor
@@ -152,11 +151,10 @@ class Sweep:
 
     async def _until_gone(self, remaining: Callable[[], Awaitable[list[str]]]) -> list[str]:
         """What remains when time is up."""
-        end = asyncio.get_running_loop().time() + self.patience
-        while left := await remaining():
-            if asyncio.get_running_loop().time() > end:
+        async for _ in Looks(_LOOK, _LOOK, seconds=self.patience):
+            left = await remaining()
+            if not left:
                 break
-            await asyncio.sleep(_LOOK)
         return left
 
     async def _refusal(self, command: str, arguments: Mapping[str, object]) -> str:

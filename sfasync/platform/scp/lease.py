@@ -17,7 +17,7 @@ from functools import partial
 from typing import Final
 
 from ...errors import BusyError, PlatformError, SfasyncError, printable
-from ...tasks import cancelled
+from ...tasks import Looks, cancelled
 from .answers import Resource
 from .api import ResourceKind, ScpApi
 from .journal import Entry, Run
@@ -33,6 +33,8 @@ _OCCUPIED: Final = "occupied"
 _LONGEST_PAUSE: Final = 60.0
 _SHORTEST_PAUSE: Final = 1.0
 _STOP: Final = 0.5
+_FIRST_LOOK: Final = 0.05
+_LONGEST_LOOK: Final = 3.0
 
 
 @dataclass(slots=True)
@@ -234,8 +236,7 @@ async def leased(
 
 async def _ready(api: ScpApi, identity: str) -> tuple[Resource, float]:
     """The resource when it can be used, and when it was asked for."""
-    pause = 0.05
-    while True:
+    async for _ in Looks(_FIRST_LOOK, _LONGEST_LOOK):
         asked = _now()
         resource = await api.resource(identity)
         if resource.status == _READY:
@@ -244,8 +245,7 @@ async def _ready(api: ScpApi, identity: str) -> tuple[Resource, float]:
             raise BusyError("another job holds the VM on the platform; try again when it has ended")
         if resource.status != _WAITING:
             raise PlatformError(f"the platform gives no lease on the VM: its state is {printable(resource.status)}")
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, 3.0)
+    raise AssertionError("they do not end")
 
 
 def _now() -> float:

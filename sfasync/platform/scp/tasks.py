@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
 from ...errors import PlatformError
+from ...tasks import Looks
 from .client import ScpClient
 
 DONE: Final = "finish"
@@ -98,10 +98,7 @@ async def wait(client: ScpClient, task_id: str, *, timeout: float, poll: float, 
         CbtExpiredError, PlatformError: It failed, was cancelled, or took longer.
         AuthenticationError, TlsError: As of `ScpClient.call`.
     """
-    loop = asyncio.get_running_loop()
-    end = loop.time() + timeout
-    pause = min(_FIRST_LOOK, poll)
-    while True:
+    async for _ in Looks(_FIRST_LOOK, poll, seconds=timeout):
         task = await client.call("task", Task, ids={"task_id": task_id})
         if task.status == DONE:
             return task
@@ -109,7 +106,4 @@ async def wait(client: ScpClient, task_id: str, *, timeout: float, poll: float, 
             return task
         if task.failed:
             raise client.failures.of_task(task.action or task_id, task.status, task.reasons)
-        if loop.time() + pause > end:
-            raise PlatformError(f"task {task_id} is not done after {timeout:g} s; the platform goes on with it")
-        await asyncio.sleep(pause)
-        pause = min(pause * 2, poll)
+    raise PlatformError(f"task {task_id} is not done after {timeout:g} s; the platform goes on with it")
