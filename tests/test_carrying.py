@@ -299,7 +299,7 @@ async def test_cancelling_is_prompt_and_polite(image: Path, caplog: pytest.LogCa
     with nbdkit("pattern", "100G") as server:
         async with Engine() as engine:
             handle = engine.start_copy(server.uri, "null:", extents=False)
-            while not handle.progress().read:
+            while not (handle.done or handle.progress().read):
                 await asyncio.sleep(0.005)
             began = time.monotonic()
             handle.cancel()
@@ -333,7 +333,7 @@ async def test_a_server_that_hangs_is_given_up() -> None:
         timeouts = Timeouts(stall=0.6, request=5, close=0.2)
         async with Engine(timeouts=timeouts, retry=Retry(outage=0.0)) as engine:
             handle = engine.start_copy(server.uri, "null:", extents=False)
-            while not handle.progress().read:
+            while not (handle.done or handle.progress().read):
                 await asyncio.sleep(0.005)
             os.kill(server.pid, signal.SIGSTOP)
             try:

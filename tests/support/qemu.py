@@ -19,7 +19,7 @@ from sfasync.platform.qemu.sweep import Sweep
 
 from .servers import Server, storage_daemon, system_emulator
 
-TIMEOUTS = QemuTimeouts(connect=5.0, command=20.0, freeze=5.0)
+TIMEOUTS = QemuTimeouts(connect=30.0, command=60.0, freeze=5.0)  # it answers nobody while it waits for a disk
 
 
 @dataclass(frozen=True, slots=True)
