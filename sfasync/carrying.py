@@ -282,7 +282,7 @@ class Carriers:
 
 @asynccontextmanager
 async def carriers(
-    source: Source, target: Sink, *, crew: Crew, connections: int, block: int, meter: Meter
+    source: Source, target: Sink, *, crew: Crew, connections: int, least: int = 2, block: int, meter: Meter
 ) -> AsyncIterator[Carriers]:
     """Threads for a copy, for the time of the block.
 
@@ -290,16 +290,16 @@ async def carriers(
         source: Read.
         target: Written.
         crew: Whose threads they are, in their turns.
-        connections: To each end, of which one stays free. No threads come where there would be fewer than two, or an
-            end is not for threads.
+        connections: To each end, of which one stays free.
+        least: How many threads are worth it. None come where there would be fewer, or an end is not for threads.
         block: As of `SparseSink`.
         meter: Counts what is done.
     """
     async with AsyncExitStack() as ends:
         hands: list[_Hand] = []
         count = min(crew.count, connections - 1)
-        if count > 1 and isinstance(source, BlockingSource) and isinstance(target, BlockingSink):
+        if count >= least and isinstance(source, BlockingSource) and isinstance(target, BlockingSink):
             readers = await ends.enter_async_context(source.readers(count))
             writers = await ends.enter_async_context(target.writers(len(readers)))
             hands = [_Hand(reader, writer, block) for reader, writer in zip(readers, writers, strict=False)]
-        yield Carriers(hands if len(hands) > 1 else [], crew, meter)
+        yield Carriers(hands if len(hands) >= least else [], crew, meter)

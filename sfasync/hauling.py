@@ -75,11 +75,14 @@ async def haul(
 
     plan = Plan(plan)
     recess = Recess()
+    least = max(2, crew.count - 1)  # with fewer of them than processors, the pipeline seals more at a time
     while not plan.ended:
         kept: list[Step] = []
         left: list[Step] = []
         # Its block ends before the pipeline begins, which needs the connections of the threads.
-        async with carriers(source, writer, crew=crew, connections=connections, block=0, meter=meter) as threads:
+        async with carriers(
+            source, writer, crew=crew, connections=connections, least=least, block=0, meter=meter
+        ) as threads:
             carried = threads.count > 0
             if carried:
                 async with aclosing(_stretches(plan, kept, pipeline)) as stretches:

@@ -48,7 +48,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def carried(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Bytes of the chunks that threads have carried, with as many threads as are wanted and no end far away."""
+    """Bytes of the chunks that threads have carried, on two processors, with no end far away."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setattr("sfasync.transport.export._SOON", 5.0)
     monkeypatch.setattr("sfasync.carrying._PATIENCE", float("inf"))
     lengths: list[int] = []
@@ -198,6 +199,23 @@ async def test_one_connection_is_the_pipelines(image: Path, repository: Reposito
         async with Engine(repository, limits=Limits(connections=1)) as engine:
             await engine.backup_vm("vm", disks={"vda": server.uri})
     assert carried == []
+
+
+@pytest.mark.parametrize(("processors", "by_threads"), [(1, True), (3, True), (4, False), (64, False)])
+async def test_where_the_pipeline_seals_more_at_a_time_it_has_the_disk(
+    processors: int,
+    by_threads: bool,
+    image: Path,
+    repository: Repository,
+    carried: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Four connections are for three threads."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)))
+    with nbdkit("file", image) as server:
+        async with Engine(repository) as engine:
+            await engine.backup_vm("vm", disks={"vda": server.uri})
+    assert bool(carried) == by_threads
 
 
 async def test_a_disk_that_turns_dense_gets_its_threads_back(
