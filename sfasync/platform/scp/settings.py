@@ -62,7 +62,8 @@ class ScpTimeouts:
     Attributes:
         connect: For name resolution, TCP and TLS.
         request: For one exchange, from the request to the last byte of the answer.
-        retry: How long one call goes on while the platform is busy, limits our rate, or cannot be reached.
+        retry: How long one call goes on while the platform is busy, limits our rate, or cannot be reached. What a run
+            has made is removed in 5 s each, or left to `sfasync cleanup`, where it gave no answer before.
         blocked: How long to wait after the platform blocked the calls of the login, which it does for a minute.
         task: How long a task of the platform may take.
         poll: Between two looks at a task.
