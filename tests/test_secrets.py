@@ -89,15 +89,16 @@ async def test_cancelling_leaves_no_file_open(secret_file: Path, monkeypatch: py
         opened.append(os.dup(1))
         return opened[0]
 
-    monkeypatch.setattr(os, "open", slow)
-    loading = asyncio.create_task(SecretFile(secret_file).load())
-    await asyncio.sleep(0)
-    loading.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await loading
-    go_on.set()
-    while not opened:
-        await asyncio.sleep(0.001)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", slow)
+        loading = asyncio.create_task(SecretFile(secret_file).load())
+        await asyncio.sleep(0)
+        loading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+        go_on.set()
+        while not opened:
+            await asyncio.sleep(0.001)
     await closed(opened[0])
 
 
@@ -114,10 +115,11 @@ async def closed(fd: int) -> None:
 
 async def test_a_file_that_cannot_be_opened_in_time(secret_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
-    monkeypatch.setattr(os, "open", lambda *_: go_on.wait(10) and os.dup(1))
-    monkeypatch.setattr(secrets, "_SECONDS", 0.05)
-    with pytest.raises(UsageError, match="cannot be opened within"):
-        await SecretFile(secret_file).load()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", lambda *_: go_on.wait(10) and os.dup(1))
+        patched.setattr(secrets, "_SECONDS", 0.05)
+        with pytest.raises(UsageError, match="cannot be opened within"):
+            await SecretFile(secret_file).load()
     go_on.set()
 
 
