@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import NoSpaceError, StorageError, SystemLimitError, TargetRefusedError, printable, system_limit
@@ -112,15 +113,27 @@ class FileWriter:
         self._gathered = 0
 
     def missing(self) -> int:
-        """Bytes that were given to it and that the file does not have."""
-        return self.position - os.fstat(self._fd).st_size
+        """Bytes that were given to it and that the file does not have; 0 if its file system does not tell."""
+        try:
+            return self.position - os.fstat(self._fd).st_size
+        except OSError:
+            return 0
 
     def close(self) -> None:
         """Give back what it holds, and write nothing; idempotent."""
         direct, self._direct = self._direct, None
         if direct is not None:
-            os.close(direct)
+            close_anyway(direct)
         self._memory.release()
+
+
+def close_anyway(fd: int) -> None:
+    """Close a file of which nothing more is wanted.
+
+    What a network file system reports here is of no use: durable is what fsync(2) said, and nothing else.
+    """
+    with suppress(OSError):
+        os.close(fd)
 
 
 def read_at(fd: int, offset: int, buffer: memoryview) -> int:

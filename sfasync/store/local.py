@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import IntegrityError, ObjectExistsError, ObjectMissingError, StorageError, printable
-from ..files import FileWriter, read_at, storage_error, sync_names
+from ..files import FileWriter, close_anyway, read_at, storage_error, sync_names
 from ..interfaces import Buffer
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -343,7 +343,11 @@ class LocalWriter:
         self._temporary: str | None = None
         self._directory = directory
         self._fd = self._open(directory)
-        self._file = FileWriter(self._fd)
+        try:
+            self._file = FileWriter(self._fd)
+        except OSError:  # no memory
+            close_anyway(self._fd)
+            raise
 
     @property
     def position(self) -> int:
@@ -374,7 +378,7 @@ class LocalWriter:
         if fd < 0:
             return
         self._file.close()
-        os.close(fd)
+        close_anyway(fd)
         try:
             if self._temporary is not None:
                 os.unlink(self._temporary, dir_fd=self._directory)

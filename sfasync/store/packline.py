@@ -99,8 +99,10 @@ class PackLine:
         try:
             full = pack.writer.append(kind, name, raw, sealed)
         except BaseException:
-            pack.writer.abort()
-            self._let_go(pack)
+            try:
+                pack.writer.abort()
+            finally:
+                self._let_go(pack)  # whatever happens: `finish` waits for it
             raise
         if not full and self._give_back(pack):
             return

@@ -34,7 +34,17 @@ from ..errors import (
     system_limit,
 )
 from ..extents import align_up
-from ..files import PAGE, data_ranges, is_full, punch_hole, read_at, reopen_direct, sync_directory, write_at
+from ..files import (
+    PAGE,
+    close_anyway,
+    data_ranges,
+    is_full,
+    punch_hole,
+    read_at,
+    reopen_direct,
+    sync_directory,
+    write_at,
+)
 from ..interfaces import Buffer
 from ..models import Extent
 from ..sparse import is_zero
@@ -560,9 +570,7 @@ def _is_disk(fd: int) -> bool:
 
 def _close(fds: tuple[int, ...]) -> None:
     for fd in fds:
-        # What a network file system reports here is of no use: durable is what `flush` said, and nothing else.
-        with suppress(OSError):
-            os.close(fd)
+        close_anyway(fd)
 
 
 @contextmanager

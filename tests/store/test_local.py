@@ -16,6 +16,7 @@ import pytest
 from sfasync.errors import IntegrityError, NoSpaceError, ObjectMissingError, StorageError
 from sfasync.store import local
 from sfasync.store.local import LocalStore
+from sfasync.units import MiB
 
 from ..contracts.object_store import ObjectStoreCase, ObjectStoreContract
 from .support import files
@@ -185,6 +186,43 @@ def test_a_failed_fsync_is_fatal_and_not_repeated(store: LocalStore, monkeypatch
     monkeypatch.undo()
     assert len(calls) == 1
     assert store.list("") == ["a/first"]
+
+
+def test_a_close_that_fails_is_of_no_interest(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on network file systems, which tell of writes there; fsync has told of those that count."""
+    close = os.close
+
+    def fail(fd: int) -> None:
+        is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+        close(fd)
+        if is_file:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "close", fail)
+    dropped = store.writer("w/dropped")
+    dropped.write(bytes(3 * MiB))  # past the page cache in part: two descriptors
+    dropped.abort()
+    kept = store.writer("w/kept")
+    kept.write(bytes(3 * MiB))
+    kept.commit()
+    monkeypatch.undo()
+    assert store.list("") == ["w/kept"]
+
+
+def test_a_file_that_is_gone_is_told(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a network file system whose server has removed it: not even its size can be asked for."""
+
+    def stale(*_: object) -> int:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    writer = store.writer("w/one")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", stale)
+        patch.setattr(os, "fstat", stale)
+        with pytest.raises(StorageError, match=os.strerror(errno.ESTALE)):
+            writer.write(bytes(3 * MiB))
+    writer.abort()
+    assert store.list("") == []
 
 
 def test_everything_is_synced_before_the_next_step(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -281,3 +281,14 @@ def test_no_blob_is_lost_between_many_threads(closers: Workers, monkeypatch: pyt
     assert sum(line.blobs()) == 500
     assert line.failures == []
     assert len(store.list(PACKS)) == len(line.packs)
+
+
+def test_nobody_waits_for_a_pack_that_cannot_be_dropped(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(writer: PackWriter) -> None:
+        raise NoSpaceError("not even that")
+
+    with monkeypatch.context() as patch, pytest.raises(NoSpaceError, match="not even that"):
+        patch.setattr(PackWriter, "abort", fail)
+        line.append(BAD_BLOB)
+    line.line.finish()
+    assert line.packs == []
