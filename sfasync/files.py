@@ -43,8 +43,9 @@ def storage_error(
             missing.
         needed: Bytes that were still to be written.
     """
-    kind = NoSpaceError if is_full(error) else SystemLimitError if system_limit(error) else StorageError
-    reason = printable(error.strerror or str(error) or type(error).__name__)
+    limit = system_limit(error)
+    kind = NoSpaceError if is_full(error) else SystemLimitError if limit else StorageError
+    reason = str(limit) if limit else printable(error.strerror or str(error) or type(error).__name__)
     if error.errno == errno.ENOSPC and file_system is not None:
         reason += _what_is_missing(file_system, needed)
     return kind(f"cannot {doing} {printable(path)}: {reason}", path=path)
