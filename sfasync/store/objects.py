@@ -26,8 +26,11 @@ VERSION = 1
 AUDITS = 1
 """The feature of records that tell of audits: `audit` in the disks of a manifest, `suspect` in an annotation."""
 
-FEATURES = AUDITS
-"""The features this version knows, for reading and for writing."""
+READING = AUDITS
+"""The features that this version knows for reading."""
+
+WRITING = 0
+"""Those that it knows for writing."""
 
 DIGEST_SIZE = 32
 _FRAME_CONTEXT = "sfasync 1 frame"
@@ -113,8 +116,8 @@ def decode_head(data: Buffer, key: str) -> Head:
     if len(data) < _HEAD.size:
         raise damaged(key, "breaks off in its head")
     _, _, kind, read, _, repository, length = _HEAD.unpack_from(data)
-    if read & ~FEATURES:
-        raise _unknown(key, f"needs features {read & ~FEATURES:#x}")
+    if read & ~READING:
+        raise _unknown(key, f"needs features {read & ~READING:#x}")
     size = _HEAD.size + length
     if length > MAX_NAME or len(data) < size:
         raise damaged(key, "breaks off in its name")
@@ -133,8 +136,8 @@ def check_writable(data: Buffer, key: str) -> None:
         RepositoryVersionError: It may not.
     """
     write = _HEAD.unpack_from(data)[4]
-    if write & ~FEATURES:
-        raise _unknown(key, f"may only be written by versions with features {write & ~FEATURES:#x}")
+    if write & ~WRITING:
+        raise _unknown(key, f"may only be written by versions with features {write & ~WRITING:#x}")
 
 
 def check_place(head: Head, key: str, repository: bytes | None, *kinds: ObjectKind) -> None:

@@ -116,8 +116,14 @@ def nbd_server(path: str | Path, *, export: str = "disk", tls: Path | None = Non
             )
         )
         # It has no foreground mode that serves more than one connection (3.24), so a shell ends the daemon when its
-        # own standard input closes: at stop, or when the test process dies.
-        script = 'nbd-server -C "$1/config" -p "$1/pid" || exit; read -r _; kill "$(cat "$1/pid")"'
+        # own standard input closes, at stop or when the test process dies, and waits for its end.
+        script = """
+            nbd-server -C "$1/config" -p "$1/pid" || exit
+            pid=$(cat "$1/pid")
+            read -r _
+            kill "$pid"
+            while grep -qs "State:.[^Z]" "/proc/$pid/status"; do sleep 0.01; done
+        """
         process = _start(["sh", "-c", script, "sh", place], place, stdin=subprocess.PIPE, die_with_parent=False)
         yield from _serving(
             process, place, tls=tls, export=export, ready=lambda: _accepts(place / "socket"), pid_file=place / "pid"
