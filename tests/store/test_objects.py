@@ -97,10 +97,11 @@ def test_what_is_newer_is_told_from_what_is_damaged(offset: int, new: bytes, mes
         decode(data, KEY, REPOSITORY, ObjectKind.CONFIG)
 
 
-def test_a_feature_for_writers_does_not_stop_readers() -> None:
+@pytest.mark.parametrize("features", [b"\x01\x00\x00\x00", b"\x00\x00\x00\x80"])
+def test_a_feature_for_writers_does_not_stop_readers(features: bytes) -> None:
     plain = encode(ObjectKind.CONFIG, KEY, REPOSITORY, b"x")
     check_writable(plain, KEY)
-    data = rewritten(plain, 16, b"\x04\x00\x00\x00")
+    data = rewritten(plain, 16, features)
     assert bytes(decode(data, KEY, REPOSITORY, ObjectKind.CONFIG).payload) == b"x"
     with pytest.raises(RepositoryVersionError, match="may only be written"):
         check_writable(data, KEY)
