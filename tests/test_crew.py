@@ -40,9 +40,9 @@ async def test_who_came_first_is_served_first() -> None:
     async def disk(name: str, hands: int) -> None:
         async def hand() -> None:
             for _ in range(20):
-                async with crew.hired() as thread:
+                async with crew.hired():
                     turns.append(name)
-                    await thread.run_to_end(int)
+                    await asyncio.sleep(0)  # no thread, which may be held up as long as the system likes
 
         await asyncio.gather(*(hand() for _ in range(hands)))
 
