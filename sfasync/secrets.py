@@ -11,7 +11,7 @@ import os
 import shlex
 import stat
 import termios
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -79,9 +79,7 @@ class SecretCommand:
         reader, writer = os.pipe()
         try:
             try:
-                process = await asyncio.create_subprocess_exec(
-                    *self.arguments, stdin=asyncio.subprocess.DEVNULL, stdout=writer
-                )
+                process = await _started(self.arguments, writer)
             finally:
                 os.close(writer)
             try:
@@ -303,6 +301,24 @@ async def _readable(fd: int) -> None:
         await ready.wait()
     finally:
         loop.remove_reader(fd)
+
+
+async def _started(arguments: Sequence[str], output: int) -> asyncio.subprocess.Process:
+    """A process that writes there. Cancelling ends it, also when it has only just begun, and waits for its end."""
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(*arguments, stdin=asyncio.subprocess.DEVNULL, stdout=output)
+    )
+    try:
+        await asyncio.wait({starting})
+    except asyncio.CancelledError:
+        await finish(_end_started(starting), _END)
+        raise
+    return starting.result()
+
+
+async def _end_started(starting: asyncio.Future[asyncio.subprocess.Process]) -> None:
+    with suppress(OSError, ValueError):  # it could not be run
+        await _end(await starting)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -226,6 +226,19 @@ async def test_a_cancelled_command_is_ended(hanging: tuple[SecretCommand, Path])
     assert is_gone(mark)
 
 
+@pytest.mark.parametrize("turns", range(3))
+async def test_a_command_that_is_cancelled_as_it_starts(turns: int, tmp_path: Path) -> None:
+    left = tmp_path / "left"
+    loading = asyncio.create_task(SecretCommand(("sh", "-c", f"sleep 0.1; echo >{left}")).load())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    await asyncio.sleep(0.3)  # a process that goes on needs less
+    assert not left.exists()
+
+
 # --- descriptors -----------------------------------------------------------------------------------------------------
 
 

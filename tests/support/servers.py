@@ -119,8 +119,8 @@ def nbd_server(path: str | Path, *, export: str = "disk", tls: Path | None = Non
         # own standard input closes, at stop or when the test process dies, and waits for its end.
         script = """
             nbd-server -C "$1/config" -p "$1/pid" || exit
-            pid=$(cat "$1/pid")
             read -r _
+            pid=$(cat "$1/pid")
             kill "$pid"
             while grep -qs "State:.[^Z]" "/proc/$pid/status"; do sleep 0.01; done
         """
