@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from ..errors import IntegrityError, ObjectMissingError, StorageError
 from ..interfaces import Buffer, ObjectStore
@@ -60,10 +61,11 @@ class BlobReader:
             ObjectMissingError, IntegrityError: As `read`.
             StorageError: No copy could be read.
         """
+        used = self._locator.cache
         failures: list[_Failure] = []
-        for prepare in (None, self._locator.sync, self._locator.rebuild_once):
+        for prepare in (None, self._locator.sync, partial(self._locator.rebuild_once, used)):
             if prepare is not None and prepare() is False:
-                break  # the index was read anew before: it would say the same
+                break  # the index was read anew before what was tried: it would say the same
             is_read, bad = self._try_all(kind, name, buffer)
             failures += bad
             if is_read:

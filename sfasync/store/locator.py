@@ -152,17 +152,19 @@ class Locator:
         """Take in an index object that was just made durable."""
         self._use(lambda cache: cache.add(index, reader))
 
-    def rebuild_once(self) -> bool:
-        """Make the cache anew, if this locator has not yet done so: it may be what is wrong.
+    def rebuild_once(self, used: IndexCache) -> bool:
+        """Have another cache than the one that was used, which may be what is wrong; it is made anew only once.
 
         Returns:
-            Whether it was made anew.
+            Whether there is another, with all that the index says. Not if the one used was made anew itself.
         """
         with self._lock:
-            if self._rebuilt:
-                return False
-            self._replace()
-        self.sync()
+            self._check_open()
+            if self._cache is used:
+                if self._rebuilt:
+                    return False
+                self._replace()
+        self.sync()  # also if another thread replaced it: that one may not be done yet
         return True
 
     # --- the cache ----------------------------------------------------------------------------------------------------

@@ -118,6 +118,32 @@ def test_a_cache_that_lies_is_made_anew(store: MemoryStore) -> None:
     locator.close()
 
 
+def test_two_whom_a_cache_lies_to_at_the_same_time_both_read(store: MemoryStore) -> None:
+    """The second has looked twice where there is nothing when the first makes the cache anew."""
+    put_index(store, [write(store, 1)])
+    locator = Locator(store, REPOSITORY)
+    locator.sync()
+    locator.cache.execute("UPDATE blobs SET offset = offset + 1")
+    bad: list[str] = []
+    blobs = BlobReader(store, locator, lambda location, blob, error: bad.append(str(error)))
+    kind, data = CONTENTS[1]
+    looks: list[str] = []
+    first: list[bytes] = []
+
+    def look(operation: str, key: str) -> None:
+        if operation == "read":
+            looks.append(key)
+            if len(looks) == 2:
+                first.append(blobs.read(kind, digest(kind, data), len(data)))
+
+    store.before = look
+    assert blobs.read(kind, digest(kind, data), len(data)) == data
+    assert first == [data]
+    assert len(looks) == 6
+    assert bad == []
+    locator.close()
+
+
 def test_the_index_is_not_read_for_a_blob_that_is_where_it_should_be(store: MemoryStore, blobs: BlobReader) -> None:
     put_index(store, [write(store, 1)])
     kind, data = CONTENTS[1]

@@ -13,7 +13,7 @@ from sfasync.errors import RepositoryVersionError, StateError
 from sfasync.store.cache import IndexCache, cache_path
 from sfasync.store.index import IndexReader, encode_index
 from sfasync.store.locator import Locator
-from sfasync.store.names import TOMBSTONES, index_key, pack_key
+from sfasync.store.names import INDEX, TOMBSTONES, index_key, pack_key
 from sfasync.store.objects import ObjectKind, encode
 from sfasync.store.packs import Pack
 from sfasync.store.seal import BlobKind
@@ -250,9 +250,29 @@ def test_a_cache_is_made_anew_once_on_request(store: MemoryStore, locator: Locat
     locator.sync()
     locator.cache.execute("DELETE FROM blobs")
     assert not known(locator, 1)
-    assert locator.rebuild_once()
+    assert locator.rebuild_once(locator.cache)
     assert known(locator, 1)
-    assert not locator.rebuild_once()
+    assert not locator.rebuild_once(locator.cache)
+
+
+def test_who_used_a_cache_that_was_made_anew_meanwhile_has_all_of_the_new_one(
+    store: MemoryStore, locator: Locator
+) -> None:
+    """Also while the thread that makes it anew has not taken in anything."""
+    put_index(store, [pack_of(1, [name(1)])])
+    locator.sync()
+    used = locator.cache
+    found: list[bool] = []
+
+    def look(operation: str, key: str) -> None:
+        if (operation, key) == ("list", INDEX):
+            store.before = lambda operation, key: None
+            found.extend([known(locator, 1), locator.rebuild_once(used), known(locator, 1)])
+
+    store.before = look
+    assert locator.rebuild_once(used)
+    assert found == [False, True, True]
+    assert not locator.rebuild_once(locator.cache)
 
 
 def test_who_is_in_a_cache_that_another_makes_anew_takes_the_new_one(
@@ -265,7 +285,7 @@ def test_who_is_in_a_cache_that_another_makes_anew_takes_the_new_one(
 
     def rebuild(operation: str, key: str) -> None:
         store.before = lambda operation, key: None
-        rebuilt.append(locator.rebuild_once())
+        rebuilt.append(locator.rebuild_once(locator.cache))
 
     store.before = rebuild
     locator.sync()
@@ -278,7 +298,7 @@ def test_a_private_cache_leaves_nothing(store: MemoryStore, tmp_path: Path) -> N
     put_index(store, [pack_of(1, [name(1)])])
     locator = Locator(store, REPOSITORY, private=True)
     locator.sync()
-    assert not locator.rebuild_once()
+    assert not locator.rebuild_once(locator.cache)
     locator.close()
     path = cache_path(REPOSITORY)
     assert path is not None
