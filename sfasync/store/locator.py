@@ -53,6 +53,7 @@ class Locator:
         self._rebuilt = private
         self._path: Path | None = None
         self._torn = False  # index objects are damaged, or were lost
+        self._is_choosy = False  # `set_usable` was called
         self._whole: set[bytes] = set()  # packs that have their size, since `set_usable`
         self._cache: IndexCache | None = None
         self._closed = False
@@ -92,9 +93,9 @@ class Locator:
 
     def set_usable(self) -> None:
         """Let deduplication rely on packs that are there and are not about to go, and on no others."""
-        present, doomed = _present_packs(self._store), _doomed_packs(self._store)
-        self._use(lambda cache: cache.set_usable(present, doomed))
+        self._use(self._choose)
         self._whole.clear()
+        self._is_choosy = True
 
     def usable(self, kind: BlobKind, blobs: Collection[NameAndLength]) -> dict[NameAndLength, bytes]:
         """Of those blobs, at most 128, on which deduplication may rely, the id of a pack that has it.
@@ -164,10 +165,20 @@ class Locator:
                 if self._rebuilt:
                     return False
                 self._replace()
-        self.sync()  # also if another thread replaced it: that one may not be done yet
+        self._use(self._fill)  # also if another thread replaced it: that one may not be done yet
         return True
 
     # --- the cache ----------------------------------------------------------------------------------------------------
+
+    def _fill(self, cache: IndexCache) -> None:
+        """Let a cache made anew know all that the one before it knew."""
+        self._sync(cache)
+        if self._is_choosy:
+            self._choose(cache)
+
+    def _choose(self, cache: IndexCache) -> None:
+        present = _present_packs(self._store)
+        cache.set_usable(present, _doomed_packs(self._store))
 
     def _sync(self, cache: IndexCache) -> list[Damage]:
         wrong = self._sync_quarantine(cache)
@@ -260,7 +271,7 @@ class Locator:
             log.warning("the cache of the index is made anew: %s", error)
             if isinstance(error, sqlite3.OperationalError):  # locked, full, read-only: the place is of no use to us
                 self._path = None
-            self._sync(self._replace())
+            self._fill(self._replace())
 
     def _replace(self) -> IndexCache:
         self._rebuilt = True

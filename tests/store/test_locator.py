@@ -134,6 +134,28 @@ def test_only_packs_that_stay_are_relied_on(store: MemoryStore, locator: Locator
     assert known(locator, 3)
 
 
+def fail(locator: Locator) -> None:
+    locator.cache.close()
+
+
+def distrust(locator: Locator) -> None:
+    assert locator.rebuild_once(locator.cache)
+
+
+@pytest.mark.parametrize("make_anew", [fail, distrust])
+def test_a_cache_made_anew_meanwhile_relies_on_no_other_packs(
+    store: MemoryStore, locator: Locator, make_anew: Callable[[Locator], None]
+) -> None:
+    packs = [pack_of(number, [name(number)]) for number in (1, 2)]
+    put_index(store, packs)
+    store.put(TOMBSTONES + packs[1].id.hex(), b"")
+    locator.sync()
+    locator.set_usable()
+    make_anew(locator)
+    assert pack_with(locator, 1) == packs[0].id
+    assert pack_with(locator, 2) is None
+
+
 def test_a_pack_that_was_cut_short_is_not_relied_on(
     store: MemoryStore, locator: Locator, caplog: pytest.LogCaptureFixture
 ) -> None:
