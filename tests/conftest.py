@@ -1,8 +1,8 @@
 """Conditions under which every test runs.
 
 Each asynchronous test runs on asyncio's own loop in debug mode and on uvloop, or (`one_loop`) on the first. After each
-test, no task, descriptor or thread may be left that was not there before. No test sees the user's own cache,
-configuration or repository.
+test, no task, descriptor or thread may be left that was not there before. One that takes too long is interrupted. No
+test sees the user's own cache, configuration or repository.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import uvloop
 from hypothesis import settings
 
 from .support.certificates import make_certificates
+from .support.timeouts import pytest_timeout_set_timer as pytest_timeout_set_timer
 
 THREAD_TIMEOUT = 5.0
 

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -68,3 +69,53 @@ def test_expired_certificate(tmp_path: Path) -> None:
     assert client.returncode == 0
     server = subprocess.run([*command, str(directory / "server-cert.pem")], capture_output=True, text=True)
     assert "expired" in server.stderr
+
+
+HANGING = """
+import asyncio, pytest, uvloop
+
+async def idle():
+    await asyncio.get_running_loop().create_future()
+
+async def busy():
+    def again():
+        loop.call_soon(again, sum(range(1000)))
+    loop = asyncio.get_running_loop()
+    loop.call_soon(again)
+    await idle()
+
+async def deaf():
+    try:
+        await idle()
+    finally:
+        await idle()
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("hang", [idle, busy, deaf])
+def test_that_hangs(hang, factory):
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(hang())
+
+def test_that_comes_next():
+    pass
+"""
+
+
+def test_a_test_that_hangs_fails_in_either_loop_and_the_next_one_runs(tmp_path: Path) -> None:
+    (tmp_path / "test_hanging.py").write_text(HANGING)
+    (tmp_path / "conftest.py").write_text(
+        "from tests.support import timeouts\n"
+        "timeouts.GRACE = 0.3\n"
+        "pytest_timeout_set_timer = timeouts.pytest_timeout_set_timer\n"
+    )
+    options = ["-q", "--timeout=0.3", f"--rootdir={tmp_path}", f"--config-file={os.devnull}"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, tmp_path],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 1, run.stdout
+    assert "6 failed, 1 passed" in run.stdout
+    assert run.stdout.count("TimedOut: the test took more than 0.3 s") >= 6
