@@ -38,13 +38,6 @@ def locator(store: MemoryStore) -> Iterator[Locator]:
 
 
 @pytest.fixture
-def closers() -> Iterator[Workers]:
-    workers = Workers(2, "closers")
-    yield workers
-    workers.close()
-
-
-@pytest.fixture
 def intake(store: MemoryStore, locator: Locator, closers: Workers) -> Intake:
     return Intake(store, REPOSITORY, "session", locator, closers)
 

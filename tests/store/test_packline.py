@@ -86,13 +86,6 @@ class Line:
 
 
 @pytest.fixture
-def closers() -> Iterator[Workers]:
-    workers = Workers(2, "closers")
-    yield workers
-    workers.close()
-
-
-@pytest.fixture
 def line(closers: Workers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
     monkeypatch.setattr(packline, "_WORTH", 0)
     with ThreadPoolExecutor(4) as threads:
