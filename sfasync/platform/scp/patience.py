@@ -76,8 +76,8 @@ class Patience:
                 if pause is None or attempt == _TRIES:
                     return reply
             level = logging.WARNING if attempt == _TOLD else logging.INFO
-            told = "%s does not answer '%s' now; it is asked for up to %.0f s more"
-            _log.log(level, told, self._origin, operation, backoff.remaining)
+            # Not for how long: whoever waits, at the latest in a clean-up, may have less patience.
+            _log.log(level, "%s does not answer '%s' now; it is asked again in %.0f s", self._origin, operation, pause)
             await asyncio.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
