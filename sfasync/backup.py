@@ -10,10 +10,9 @@ only tells the platform that older ones may go.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 
@@ -29,7 +28,7 @@ from .models import AuditRecord, BackupResult, DiskRecord, DiskStatistics, Expor
 from .progress import Reporter
 from .resources import Resources
 from .resuming import with_checkpoints
-from .tasks import finish, run_all
+from .tasks import Looks, finish, insist, run_all
 from .units import KiB, MiB, TiB
 
 log = logging.getLogger("sfasync")
@@ -125,7 +124,8 @@ class Backup:
         try:
             before = session.interrupted
             async with AsyncExitStack() as stack:
-                view = await _patiently(
+                # The last backup of the VM has ended its session before its snapshot is gone.
+                view = await insist(
                     lambda: stack.enter_async_context(
                         platform.snapshot(
                             request.vm,
@@ -135,7 +135,8 @@ class Backup:
                             reuse=before.snapshot if before else None,
                         )
                     ),
-                    began + request.wait,
+                    BusyError,
+                    Looks(_AGAIN, _LONGEST_PAUSE, seconds=began + request.wait - time.monotonic()),
                 )
                 result = await self._from_view(view, session, parent, request, platform.name, reporter, began)
         except Exception as error:
@@ -227,24 +228,6 @@ class Backup:
             untold={disk.record.id: disk.untold for disk in moved if disk.untold},
             warnings=tuple(warnings),
         )
-
-
-async def _patiently(freeze: Callable[[], Awaitable[SnapshotView]], deadline: float) -> SnapshotView:
-    """The snapshot of a VM that may be busy: the last backup of it has ended its session before its snapshot is gone.
-
-    Raises:
-        BusyError: It still is at the deadline.
-    """
-    pause = _AGAIN
-    while True:
-        try:
-            return await freeze()
-        except BusyError:
-            left = deadline - time.monotonic()
-            if left < _AGAIN:
-                raise
-        await asyncio.sleep(min(pause, left))
-        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def _draft(disk: SnapshotDisk) -> DiskRecord:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 _T = TypeVar("_T")
+
+_OVER: Final = object()
 
 
 class Looks(AsyncIterator[None]):
@@ -24,7 +26,7 @@ class Looks(AsyncIterator[None]):
 
     Args:
         first, longest: Seconds of the first pause, and of the longest one.
-        seconds: When to look no more: no pause ends later than this after the first look.
+        seconds: Of all pauses together; the last one is shortened to that.
     """
 
     def __init__(self, first: float, longest: float, *, seconds: float = math.inf) -> None:
@@ -38,10 +40,26 @@ class Looks(AsyncIterator[None]):
         if self._end is None:
             self._end = now + self._seconds
             return
-        if now + self._pause > self._end:
+        left = self._end - now
+        if left <= 0:
             raise StopAsyncIteration
-        await asyncio.sleep(self._pause)
+        await asyncio.sleep(min(self._pause, left))
         self._pause = min(2 * self._pause, self._longest)
+
+
+async def insist(ask: Callable[[], Awaitable[_T]], refusal: type[Exception], looks: Looks) -> _T:
+    """What is answered; asked at each of those moments, while the answer is that refusal.
+
+    Raises:
+        Exception: The refusal, the last time; or what else is raised.
+    """
+    await anext(looks)
+    while True:
+        try:
+            return await ask()
+        except refusal:
+            if await anext(looks, _OVER) is _OVER:
+                raise
 
 
 async def run_all(coroutines: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from sfasync.tasks import Looks, cancelled, finish, meanwhile, run_all
+from sfasync.errors import BusyError
+from sfasync.tasks import Looks, cancelled, finish, insist, meanwhile, run_all
 
 
 async def test_run_all_keeps_the_order() -> None:
@@ -81,10 +82,32 @@ async def test_looks_come_at_once_then_after_pauses_that_double(monkeypatch: pyt
     assert pauses == [1.0, 2.0, 4.0, 5.0, 5.0]
     assert len([None async for _ in Looks(1.0, 1.0, seconds=0.0)]) == 1
     pauses.clear()
+    assert len([None async for _ in Looks(1.0, 5.0, seconds=9.0)]) == 5
+    assert pauses == [1.0, 2.0, 4.0, 2.0], "the last look is when time is up"
+    pauses.clear()
     async for _ in Looks(9.0, 0.5):
         if len(pauses) == 3:
             break
     assert pauses == [0.5, 0.5, 0.5]
+
+
+async def test_who_insists_is_answered_or_hears_the_last_refusal() -> None:
+    asked = 0
+
+    async def ask() -> int:
+        nonlocal asked
+        asked += 1
+        if asked < 4:
+            raise BusyError(f"busy {asked}")
+        return asked
+
+    assert await insist(ask, BusyError, Looks(0.0, 0.0)) == 4
+    asked = 0
+    with pytest.raises(BusyError, match="busy 1"):
+        await insist(ask, BusyError, Looks(0.1, 0.1, seconds=0.0))
+    asked = 1
+    with pytest.raises(BusyError, match="busy 2"):
+        await insist(ask, KeyError, Looks(0.0, 0.0))
 
 
 async def test_finish_gives_up_at_its_deadline() -> None:

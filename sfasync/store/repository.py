@@ -35,6 +35,7 @@ from ..errors import (
 )
 from ..files import make_directory, storage_error, sync_directory
 from ..models import check_id
+from ..tasks import Looks, insist
 from ..units import KiB, MiB
 from ..workers import Workers, settled
 from .blobs import BlobReader
@@ -179,8 +180,8 @@ class Repository:
             StorageError: The session could not be created.
         """
         self._require_open()
-        deadline = time.monotonic() + wait
-        while True:
+
+        async def begin() -> Session:
             future = self._workers.submit(self._begin, vm, resume)
             try:
                 return await settled(future)
@@ -188,10 +189,8 @@ class Repository:
                 if not future.cancelled() and future.exception() is None:
                     await future.result().abort()
                 raise
-            except BusyError:
-                if time.monotonic() >= deadline:
-                    raise
-            await asyncio.sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+
+        return await insist(begin, BusyError, Looks(_POLL_SECONDS, _POLL_SECONDS, seconds=wait))
 
     async def backups(
         self, vm: str | None = None, *, since: float | None = None, tag: str | None = None
