@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -168,6 +169,26 @@ async def test_one_that_goes_is_lost(place: Path) -> None:
             await monitor.run("query-jobs")
         assert await monitor.lost == "QEMU has ended, or has closed its monitor"
         assert not monitor.alive
+
+
+async def test_a_process_that_was_suspended_as_it_left_closes_without_an_error(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its deadlines are over when it goes on."""
+    monkeypatch.setattr("sfasync.platform.qemu.monitor._CLOSE", 0.01)
+    left = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(GREETING)
+        asked = await message(reader)
+        writer.write(b'{"return": {}, "id": %s}\n' % json.dumps(asked.get("id")).encode())
+        assert await reader.read() == b""
+        left.set()
+
+    async with monitor_that(script, place) as settings:
+        async with open_monitor("web-01", settings, TIMEOUTS):
+            asyncio.get_running_loop().call_soon(time.sleep, 0.1)
+        await left.wait()
 
 
 async def test_a_cleanup_that_cannot_look_says_so(place: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
@@ -153,14 +153,14 @@ async def open_monitor(vm: str, settings: QemuVm, timeouts: QemuTimeouts) -> Asy
             connection = await _connect(settings)
             await client.connect(connection)
     except TimeoutError as error:
-        await finish(_close(client, connection), 3 * _CLOSE)
+        await _in_time(_close(client, connection))
         if connection is None and settings.socket is None:
             raise PlatformError(f"{name}: no connection to {_where(settings)} in {timeouts.connect:g} s") from error
         raise BusyError(
             f"{name}: no greeting from {_where(settings)} in {timeouts.connect:g} s: somebody else is connected to it"
         ) from error
     except BaseException as error:
-        await finish(_close(client, connection), 3 * _CLOSE)
+        await _in_time(_close(client, connection))
         if not isinstance(error, Exception):
             raise
         cause = getattr(error, "exc", error)  # that of the package wraps another
@@ -171,22 +171,32 @@ async def open_monitor(vm: str, settings: QemuVm, timeouts: QemuTimeouts) -> Asy
     try:
         yield monitor
     finally:
-        await finish(_end(monitor, client, connection), 3 * _CLOSE)
+        await _in_time(_end(monitor, client, connection))
+
+
+async def _in_time(closing: Coroutine[Any, Any, None]) -> None:
+    """Close a connection that nobody needs any more; without an error where the process was suspended meanwhile."""
+    with suppress(TimeoutError):
+        await finish(closing, 3 * _CLOSE)
 
 
 async def _end(monitor: Monitor, client: QMPClient, connection: socket.socket) -> None:
-    await monitor.end()
-    await _close(client, connection)
+    try:
+        await monitor.end()
+    finally:
+        await _close(client, connection)
 
 
 async def _close(client: QMPClient, connection: socket.socket | None) -> None:
     """End a connection, in whatever state it is."""
     if client.runstate is not Runstate.IDLE:
         closing = asyncio.ensure_future(client.disconnect())
-        await asyncio.wait({closing}, timeout=_CLOSE)
-        if not closing.done() and connection is not None:  # the other side does not take what is on its way
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        try:
+            await asyncio.wait({closing}, timeout=_CLOSE)
+        finally:
+            if not closing.done() and connection is not None:  # the other side does not take what is on its way
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
         await asyncio.wait({closing})
         closing.exception()  # how the connection ended is told elsewhere
     if connection is not None:
