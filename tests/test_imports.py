@@ -23,9 +23,9 @@ PACKAGE = Path(sfasync.__file__).parent
 # From the inside out; a part imports its own ring and those before it. A new module has to be placed here.
 RINGS = (
     {
-        *("_version", "audit", "blocking", "buffers", "credentials", "errors", "extents", "files", "interfaces"),
-        *("lazy", "leases", "models", "nbd", "progress", "resolvers", "retry", "scattered", "shares", "sparse"),
-        *("state", "tasks", "throttle", "tls", "tracking", "trust", "tuning", "units", "workers"),
+        *("_version", "audit", "blocking", "buffers", "credentials", "errors", "extents", "files", "foreign"),
+        *("interfaces", "lazy", "leases", "models", "nbd", "progress", "resolvers", "retry", "scattered"),
+        *("shares", "sparse", "state", "tasks", "throttle", "tls", "tracking", "trust", "tuning", "units", "workers"),
     },
     {"pipeline", "platform", "store", "transport"},
     {

@@ -15,9 +15,9 @@ import sys
 import weakref
 from collections.abc import Callable, Mapping
 from functools import cache
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol
 
+from ..foreign import POINTER, SIZE, Memory, call
 from ..interfaces import Buffer
 from .scratch import Scratch
 from .tree import is_zero
@@ -135,20 +135,20 @@ class Direct:
     def compress(self, data: Buffer) -> Buffer:
         library = self._library
         frame = self._frame.take(library.bound(len(data)))
-        with _Memory(data) as source, _Memory(frame, writable=True) as target:
+        with Memory(data) as source, Memory(frame, writable=True) as target:
             length = library.compress(self._compression, target.address, target.length, source.address, source.length)
         return frame[: library.checked(length)]
 
     def gives_back(self, frame: Buffer, data: Buffer, *, before: int = 0, after: int = 0) -> bool:
         content = self._content.take(before + len(data) + after)
         self.decompress(frame, content)
-        with _Memory(content) as found, _Memory(data) as wanted:
+        with Memory(content) as found, Memory(data) as wanted:
             difference: int = self._library.compare(found.address + before, wanted.address, wanted.length)
         return difference == 0 and _are_zeros(content, before, after)
 
     def decompress(self, frame: Buffer, buffer: memoryview) -> None:
         library = self._library
-        with _Memory(frame) as source, _Memory(buffer, writable=True) as target:
+        with Memory(frame) as source, Memory(buffer, writable=True) as target:
             size = library.content_size(source.address, source.length)
             _check_size(size if size < _UNKNOWN_SIZE else None, target.length)
             # Several frames, one after the other, would be opened together.
@@ -186,7 +186,6 @@ def _failure(what: str) -> CompressionError | MemoryError:
 # --- the library ------------------------------------------------------------------------------------------------------
 
 _UNKNOWN_SIZE = (1 << 64) - 2  # and the number after it: not a frame, or one that does not tell (zstd.h)
-_SIZE, _POINTER = ctypes.c_size_t, ctypes.c_void_p
 
 
 class _Library:
@@ -203,20 +202,20 @@ class _Library:
 
     def __init__(self, path: str) -> None:
         long, short = ctypes.CDLL(path), ctypes.PyDLL(path)
-        ends = (_POINTER, _SIZE, _POINTER, _SIZE)
-        self.new_compression = _call(short, "ZSTD_createCCtx", _POINTER)
-        self.new_decompression = _call(short, "ZSTD_createDCtx", _POINTER)
-        self.free_compression = _call(short, "ZSTD_freeCCtx", _SIZE, _POINTER)
-        self.free_decompression = _call(short, "ZSTD_freeDCtx", _SIZE, _POINTER)
-        self.set_parameter = _call(short, "ZSTD_CCtx_setParameter", _SIZE, _POINTER, ctypes.c_int, ctypes.c_int)
-        self.bound = _call(short, "ZSTD_compressBound", _SIZE, _SIZE)
-        self.compress = _call(long, "ZSTD_compress2", _SIZE, _POINTER, *ends)
-        self.decompress = _call(long, "ZSTD_decompressDCtx", _SIZE, _POINTER, *ends)
-        self.content_size = _call(short, "ZSTD_getFrameContentSize", ctypes.c_ulonglong, _POINTER, _SIZE)
-        self.frame_length = _call(short, "ZSTD_findFrameCompressedSize", _SIZE, _POINTER, _SIZE)
-        self.compare = _call(ctypes.CDLL(None), "memcmp", ctypes.c_int, _POINTER, _POINTER, _SIZE)
-        self._is_error = _call(short, "ZSTD_isError", ctypes.c_uint, _SIZE)
-        self._error_name = _call(short, "ZSTD_getErrorName", ctypes.c_char_p, _SIZE)
+        ends = (POINTER, SIZE, POINTER, SIZE)
+        self.new_compression = call(short, "ZSTD_createCCtx", POINTER)
+        self.new_decompression = call(short, "ZSTD_createDCtx", POINTER)
+        self.free_compression = call(short, "ZSTD_freeCCtx", SIZE, POINTER)
+        self.free_decompression = call(short, "ZSTD_freeDCtx", SIZE, POINTER)
+        self.set_parameter = call(short, "ZSTD_CCtx_setParameter", SIZE, POINTER, ctypes.c_int, ctypes.c_int)
+        self.bound = call(short, "ZSTD_compressBound", SIZE, SIZE)
+        self.compress = call(long, "ZSTD_compress2", SIZE, POINTER, *ends)
+        self.decompress = call(long, "ZSTD_decompressDCtx", SIZE, POINTER, *ends)
+        self.content_size = call(short, "ZSTD_getFrameContentSize", ctypes.c_ulonglong, POINTER, SIZE)
+        self.frame_length = call(short, "ZSTD_findFrameCompressedSize", SIZE, POINTER, SIZE)
+        self.compare = call(ctypes.CDLL(None), "memcmp", ctypes.c_int, POINTER, POINTER, SIZE)
+        self._is_error = call(short, "ZSTD_isError", ctypes.c_uint, SIZE)
+        self._error_name = call(short, "ZSTD_getErrorName", ctypes.c_char_p, SIZE)
 
     def checked(self, result: int) -> int:
         """A result that is no error.
@@ -237,54 +236,3 @@ def _library() -> _Library | None:
         return _Library(path) if path is not None else None
     except (ImportError, AttributeError, OSError):
         return None
-
-
-def _call(library: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> Any:
-    function = library[name]
-    function.restype, function.argtypes = result, arguments
-    return function
-
-
-class _Memory(ctypes.Structure):
-    """Where the bytes of a buffer lie, which stays so for the time of a block.
-
-    It is a Py_buffer, whose layout is part of the stable ABI since Python 3.11: what nothing else tells is the address
-    of memory that can only be read.
-
-    Raises:
-        BufferError: They do not lie one after the other, or cannot be written.
-    """
-
-    _fields_ = (
-        ("address", _POINTER),
-        ("_owner", _POINTER),
-        ("length", ctypes.c_ssize_t),
-        ("_itemsize", ctypes.c_ssize_t),
-        ("_readonly", ctypes.c_int),
-        ("_ndim", ctypes.c_int),
-        ("_format", _POINTER),
-        ("_shape", _POINTER),
-        ("_strides", _POINTER),
-        ("_suboffsets", _POINTER),
-        ("_internal", _POINTER),
-    )
-    address: int
-    length: int
-
-    def __init__(self, data: Buffer, *, writable: bool = False) -> None:
-        super().__init__()
-        _get_buffer(data, self, int(writable))  # PyBUF_SIMPLE or PyBUF_WRITABLE
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        _release_buffer(self)
-
-
-_get_buffer = _call(
-    ctypes.pythonapi, "PyObject_GetBuffer", ctypes.c_int, ctypes.py_object, ctypes.POINTER(_Memory), ctypes.c_int
-)
-_release_buffer = _call(ctypes.pythonapi, "PyBuffer_Release", None, ctypes.POINTER(_Memory))
