@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import ssl
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from .errors import TlsError, printable
 from .models import ExportAddress
+
+if TYPE_CHECKING:
+    from .openssl import SecureSocket, Session
 
 
 def server_name(address: ExportAddress) -> str:
@@ -40,7 +44,7 @@ class TlsLayer:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         try:
-            self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=hostname)
+            self._tls, self._session = _made(context, self._incoming, self._outgoing, hostname)
         except (ValueError, TypeError, ssl.SSLError) as error:  # ssl.py says TypeError to a zero byte
             raise TlsError(f"{peer}: '{printable(hostname)}' cannot be the name in a certificate") from error
 
@@ -109,6 +113,22 @@ class TlsLayer:
         except ssl.SSLError as error:
             raise self._failed(error) from error
 
+    @property
+    def lendable(self) -> bool:
+        """Whether a thread may have it: it can be reached, and nothing of it is on its way here."""
+        under_way = self._incoming.pending or self._outgoing.pending
+        return self.established and self._session is not None and not under_way
+
+    def lend(self, connected: socket.socket) -> SecureSocket:
+        """Let a thread drive it over a socket, until that is closed.
+
+        Raises:
+            OSError: OpenSSL has no memory; it was not lent.
+        """
+        assert self._session is not None, "a TLS session that cannot be reached was lent"
+        assert self.lendable, "a TLS session was lent in the middle of something"
+        return self._session.lend(connected, self._peer)
+
     def close(self) -> None:
         """Leave a close_notify for `take`, without waiting for the server's."""
         # It wants the server's answer, or the connection is broken: nothing depends on a polite end.
@@ -127,3 +147,16 @@ class TlsLayer:
     def _failed(self, error: ssl.SSLError) -> TlsError:
         reason = (error.reason or str(error)).replace("_", " ").lower()
         return TlsError(f"{self._peer}: TLS failed: {printable(reason)}")
+
+
+def _made(
+    context: ssl.SSLContext, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, hostname: str
+) -> tuple[ssl.SSLObject, Session | None]:
+    """Python's object, and the session under it where that can be reached."""
+    from .openssl import library  # for those who use TLS, as it loads ctypes
+
+    def make() -> ssl.SSLObject:
+        return context.wrap_bio(incoming, outgoing, server_hostname=hostname)
+
+    known = library()
+    return (make(), None) if known is None else known.made(make)

@@ -76,10 +76,11 @@ async def check(engine: Engine, backup: str, image: Path, directory: Path) -> No
     assert all(same_content(image, path) for path in restored)
 
 
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
 async def test_every_byte_is_in_the_backup(
-    image: Path, repository: Repository, tmp_path: Path, carried: list[int]
+    image: Path, repository: Repository, tmp_path: Path, carried: list[int], secure: bool, certificates: Path
 ) -> None:
-    with nbdkit("file", image) as server:
+    with nbdkit("file", image, tls=certificates if secure else None) as server:
         async with Engine(repository) as engine:
             backup = await engine.backup_vm("vm", disks={"vda": server.uri})
             again = await engine.backup_vm("vm", disks={"vda": server.uri})

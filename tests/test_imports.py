@@ -24,7 +24,7 @@ PACKAGE = Path(sfasync.__file__).parent
 RINGS = (
     {
         *("_version", "audit", "blocking", "buffers", "credentials", "errors", "extents", "files", "foreign"),
-        *("interfaces", "lazy", "leases", "models", "nbd", "progress", "resolvers", "retry", "scattered"),
+        *("interfaces", "lazy", "leases", "models", "nbd", "openssl", "progress", "resolvers", "retry", "scattered"),
         *("shares", "sparse", "state", "tasks", "throttle", "tls", "tracking", "trust", "tuning", "units", "workers"),
     },
     {"pipeline", "platform", "store", "transport"},

@@ -18,8 +18,9 @@ from .support.certificates import make_certificates
 class Server:
     """The server's half of a TLS connection in memory."""
 
-    def __init__(self, certificates: Path) -> None:
+    def __init__(self, certificates: Path, highest: ssl.TLSVersion = ssl.TLSVersion.MAXIMUM_SUPPORTED) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.maximum_version = highest
         context.load_cert_chain(certificates / "server-cert.pem", certificates / "server-key.pem")
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)

@@ -238,6 +238,11 @@ class Session:
         """Where the next received bytes go; never empty, and valid until the next call of any method."""
         return self._target if self._missing else self._staging[self._end :]
 
+    @property
+    def in_payload(self) -> bool:
+        """Whether all that goes into `next_buffer` is to come: it is part of a reply that has begun."""
+        return self._missing > 0
+
     def received(self, count: int) -> list[Command]:
         """Take note of `count` bytes in the buffer; gives the commands that are finished with them.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from ..models import ExportAddress, Timeouts
 from ..nbd import const, wire
 from ..nbd.handshake import ExportInfo, opening
 from ..nbd.session import Command, Session, State
-from .line import Line
+from .line import Line, PlainLine, SecureLine
 from .negotiation import negotiate
 from .stream import Stream
 
@@ -186,10 +187,10 @@ class Connection:
     @property
     def idle(self) -> bool:
         """Whether it is open and has nothing to do, so that a thread may have it."""
-        return self.alive and not self.lent and not self.load and self._stream.quiet
+        return self.alive and not self.lent and not self.load and self._stream.quiet and self._stream.lendable
 
     def lend(self, *, most: int, on_write: Callable[[int, int], None]) -> Line:
-        """Let one thread drive it until `take_back`, whatever happens; it is plain, and nothing is under way.
+        """Let one thread drive it until `take_back`, whatever happens; it is idle.
 
         Meanwhile nothing can be submitted, and its end waits until it is back.
 
@@ -201,10 +202,11 @@ class Connection:
             SystemLimitError: The process can have no more descriptors; it was not lent.
         """
         assert self.idle, f"{self!r} was lent"
-        descriptor = self._stream.lend()
+        lent = self._stream.lend()
         self._end_watch()
-        self._lent = Line(
-            descriptor,
+        kind = PlainLine if isinstance(lent, socket.socket) else SecureLine
+        self._lent = kind(
+            lent,
             self._session,
             name=self.name,
             timeouts=self._timeouts,

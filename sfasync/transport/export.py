@@ -475,12 +475,9 @@ class Export:
 
         They come as they are: what fails is not repeated, and calls of the export go on meanwhile over the others. If
         all of these are lost, one is taken away from its thread, which hears that it was given up.
-        There are none over TLS, where threads would wait for each other at each record of 16 KiB.
+        There are none over TLS where OpenSSL cannot be reached (`openssl.library`).
         """
-        if self._recipe.address.tls is not None:
-            count = 0
-        else:
-            await self._connections.joined(_SOON)
+        await self._connections.joined(_SOON)
         with self._lines(count) as lines:
             yield list(lines)
 
@@ -488,7 +485,7 @@ class Export:
     async def writers(self, count: int) -> AsyncIterator[list[Writer]]:
         """As `readers`, to be written."""
         await self._connections.joined()
-        with self._lines(0 if self.read_only or self._recipe.address.tls is not None else count) as lines:
+        with self._lines(0 if self.read_only else count) as lines:
             yield list(lines)
 
     @contextmanager

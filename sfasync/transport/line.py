@@ -17,13 +17,16 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..errors import ConnectionLostError, DeadlineError, SfasyncError
 from ..interfaces import Buffer
 from ..models import Timeouts
 from ..nbd import const, wire
 from ..nbd.session import Command, Session, State
+
+if TYPE_CHECKING:
+    from ..openssl import SecureSocket
 
 _logger = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ _HEADER: Final = wire.STRUCTURED_REPLY.size + wire.OFFSET_DATA.size
 
 
 class Line:
-    """One connection for one thread.
+    """One connection for one thread; `PlainLine` or `SecureLine`.
 
     Args:
         descriptor: The connection, which blocks.
@@ -54,7 +57,7 @@ class Line:
 
     def __init__(
         self,
-        descriptor: socket.socket,
+        descriptor: socket.socket | SecureSocket,
         session: Session,
         *,
         name: str,
@@ -105,25 +108,13 @@ class Line:
                 with view[start : start + self._most] as part:
                     self._carry_out(Command(const.CMD_WRITE, offset + start, len(part), buffer=part))
 
-    def send(self, offset: int, length: int, fileno: int) -> None:
-        """Write what a file has at the same place, without a copy of ours (sendfile(2)).
-
-        Raises:
-            RequestError: The server could not write.
-            NbdError: The connection is lost, which it also is if the file cannot be read.
-        """
-        end = offset + length
-        for start in range(offset, end, self._most):
-            command = Command(const.CMD_WRITE, start, min(self._most, end - start))
-            self._carry_out(command, fileno)
-
-    def _carry_out(self, command: Command, file: int | None = None) -> None:
+    def _carry_out(self, command: Command) -> None:
         """Make a request and take note of what it wrote, unless the loop wants no more of them."""
         try:
             with self._using:
                 if self._stopped:
                     raise ConnectionLostError(f"{self._name}: the connection was given up")
-                self._ask(command, file)
+                self._ask(command)
                 if command.kind == const.CMD_WRITE:
                     self._written.append((command.offset, command.offset + command.length))
         finally:
@@ -131,9 +122,9 @@ class Line:
                 with suppress(RuntimeError):  # the loop was closed: nobody waits
                     self._loop.call_soon_threadsafe(self._on_left)
 
-    def _ask(self, command: Command, file: int | None) -> None:
+    def _ask(self, command: Command) -> None:
         try:
-            self._exchange(command, file)
+            self._exchange(command)
         except SfasyncError as error:
             if self.failure is not None:  # it was cut, for this reason
                 raise self.failure from error
@@ -149,18 +140,11 @@ class Line:
         if command.error is not None:
             raise command.error
 
-    def _exchange(self, command: Command, file: int | None) -> None:
-        """Send a request and receive its reply: as a whole if it is the usual one, or else as the session says.
-
-        Args:
-            command: The request.
-            file: Has the payload of a write that is not in memory.
-        """
+    def _exchange(self, command: Command) -> None:
+        """Send a request and receive its reply: as a whole if it is the usual one, or else as the session says."""
         session = self._session
         self._asked = self._progress = time.monotonic()
         self._send(command)
-        if file is not None:
-            self._send_file(file, command.offset, command.length)
         usual = session.usual_reply(command)
         header = self._header[: len(usual)]
         sent = time.perf_counter()
@@ -171,15 +155,26 @@ class Line:
         if header[:count] == usual:
             if command.kind == const.CMD_READ:
                 assert command.buffer is not None, "a read without memory"
-                self._receive_all(command.buffer)
+                self._fill(command.buffer)
             session.fulfilled(command)
             return
         session.next_buffer()[:count] = header[:count]
         session.received(count)
         while command.state is State.SENT:
-            session.received(self._receive(session.next_buffer()))
+            self._follow(session)
 
-    def _receive_all(self, buffer: memoryview) -> None:
+    def _follow(self, session: Session) -> None:
+        """Receive what the session waits for."""
+        buffer = session.next_buffer()
+        if session.in_payload:
+            length = len(buffer)
+            self._fill(buffer)
+            session.received(length)
+        else:
+            session.received(self._receive(buffer))
+
+    def _fill(self, buffer: memoryview) -> None:
+        """Receive a part of a reply that has begun."""
         while buffer:
             buffer = buffer[self._receive(buffer) :]
 
@@ -188,8 +183,11 @@ class Line:
 
         Without MSG_WAITALL: with it a thread is woken for each of a server's writes, and not for what has come since.
         """
+        return self._received(self.descriptor.recv_into, buffer)
+
+    def _received(self, receive: Callable[[memoryview], int], buffer: memoryview) -> int:
         try:
-            count = self.descriptor.recv_into(buffer)
+            count = receive(buffer)
         except OSError as error:
             raise self._lost(error) from error
         if count == 0:
@@ -211,18 +209,6 @@ class Line:
                 count -= len(parts.pop(0))
             if count:
                 parts[0] = memoryview(parts[0])[count:]
-
-    def _send_file(self, file: int, position: int, length: int) -> None:
-        end = position + length
-        while position < end:
-            try:
-                count = os.sendfile(self.descriptor.fileno(), file, position, end - position)
-            except OSError as error:
-                raise self._lost(error) from error
-            if count == 0:
-                raise ConnectionLostError(f"{self._name}: the file that was to be sent became shorter")
-            self._progress = time.monotonic()
-            position += count
 
     def _ended(self) -> ConnectionLostError:
         return ConnectionLostError(f"{self._name}: the connection was closed by the server")
@@ -282,3 +268,49 @@ class Line:
         self.failure = self.failure or error
         with suppress(OSError):  # the server was quicker
             self.descriptor.shutdown(socket.SHUT_RDWR)
+
+
+class PlainLine(Line):
+    """A connection without TLS."""
+
+    descriptor: socket.socket
+    _file: int | None = None  # has the payload of writes without memory
+
+    def send(self, offset: int, length: int, fileno: int) -> None:
+        """Write what a file has at the same place, without a copy of ours (sendfile(2)).
+
+        Raises:
+            RequestError: The server could not write.
+            NbdError: The connection is lost, which it also is if the file cannot be read.
+        """
+        end = offset + length
+        self._file = fileno
+        for start in range(offset, end, self._most):
+            self._carry_out(Command(const.CMD_WRITE, start, min(self._most, end - start)))
+
+    def _send(self, command: Command) -> None:
+        super()._send(command)
+        if command.kind == const.CMD_WRITE and command.buffer is None:
+            self._send_file(command.offset, command.offset + command.length)
+
+    def _send_file(self, position: int, end: int) -> None:
+        assert self._file is not None, "a write without data"
+        while position < end:
+            try:
+                count = os.sendfile(self.descriptor.fileno(), self._file, position, end - position)
+            except OSError as error:
+                raise self._lost(error) from error
+            if count == 0:
+                raise ConnectionLostError(f"{self._name}: the file that was to be sent became shorter")
+            self._progress = time.monotonic()
+            position += count
+
+
+class SecureLine(Line):
+    """A connection with TLS, which has a call for many records."""
+
+    descriptor: SecureSocket
+
+    def _fill(self, buffer: memoryview) -> None:
+        while buffer:
+            buffer = buffer[self._received(self.descriptor.fill, buffer) :]

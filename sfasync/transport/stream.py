@@ -15,11 +15,14 @@ import logging
 import os
 import socket
 from collections.abc import Iterable
-from typing import Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from ..errors import ConnectError, ConnectionLostError, SfasyncError, system_limit
 from ..models import ExportAddress
 from ..tls import TlsLayer
+
+if TYPE_CHECKING:
+    from ..openssl import SecureSocket
 
 _logger = logging.getLogger(__name__)
 
@@ -207,8 +210,13 @@ class Stream(asyncio.BufferedProtocol):
         """Whether it is open, and nothing is on its way out."""
         return not (self.ended or self.paused or self._transport is None or self._transport.is_closing())
 
-    def lend(self) -> socket.socket:
-        """Let somebody else read and write until `take_back`; it is a plain stream, and nothing is under way.
+    @property
+    def lendable(self) -> bool:
+        """Whether threads can have it; over TLS only where OpenSSL can be reached (`openssl.library`)."""
+        return self._tls is None or self._tls.lendable
+
+    def lend(self) -> socket.socket | SecureSocket:
+        """Let a thread read and write until `take_back`; nothing is under way.
 
         Returns:
             The connection with a descriptor of its own, that blocks.
@@ -216,17 +224,21 @@ class Stream(asyncio.BufferedProtocol):
         Raises:
             SystemLimitError: The process can have no more descriptors; nothing was lent.
         """
-        assert self._transport is not None, "a stream that has ended was lent"
-        assert self._tls is None, "TLS is for the loop: in threads each record would wait for the interpreter"
+        transport = self._transport
+        assert transport is not None, "a stream that has ended was lent"
+        plain = None
         try:
-            lent = socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno()))
+            plain = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+            lent = plain if self._tls is None else self._tls.lend(plain)
         except OSError as error:
+            if plain is not None:
+                plain.close()
             raise system_limit(error) or ConnectionLostError(f"{self.peer}: {_reason(error)}") from error
-        self._transport.pause_reading()
-        lent.setblocking(True)  # it goes for both descriptors
+        transport.pause_reading()
+        plain.setblocking(True)  # it goes for both descriptors
         return lent
 
-    def take_back(self, lent: socket.socket) -> None:
+    def take_back(self, lent: socket.socket | SecureSocket) -> None:
         """Read and write again."""
         lent.setblocking(False)
         lent.close()

@@ -20,9 +20,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfasync.models import ExportAddress
+from sfasync.models import ExportAddress, TlsPolicy
 
 from . import peer
+from .certificates import server_context
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +133,10 @@ Script = Callable[[Client], Awaitable[None]]
 
 
 @contextlib.asynccontextmanager
-async def liar(*scripts: Script) -> AsyncIterator[ExportAddress]:
+async def liar(*scripts: Script, certificates: Path | None = None) -> AsyncIterator[ExportAddress]:
     """Serve on a Unix socket: the first connection by the first script, and so on; the last serves all further ones.
 
+    With certificates, each connection begins with TLS, before the script has a say.
     A connection ends with its script. A script that fails, other than by the end of its connection, fails the test.
     """
     tasks: list[asyncio.Task[None]] = []
@@ -145,7 +147,7 @@ async def liar(*scripts: Script) -> AsyncIterator[ExportAddress]:
                 await script(Client(reader, writer))
         finally:
             writer.close()
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(ConnectionError, ssl.SSLError):  # the client may still be talking
                 await writer.wait_closed()
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -154,9 +156,11 @@ async def liar(*scripts: Script) -> AsyncIterator[ExportAddress]:
 
     with tempfile.TemporaryDirectory(prefix="sfasync-liar-") as directory:
         path = Path(directory, "socket")
-        server = await asyncio.start_unix_server(accept, path)
+        context = None if certificates is None else server_context(certificates)
+        policy = None if certificates is None else TlsPolicy(ca_file=certificates / "ca-cert.pem", style="direct")
+        server = await asyncio.start_unix_server(accept, path, ssl=context)
         try:
-            yield ExportAddress(socket=path)
+            yield ExportAddress(socket=path, tls=policy)
         finally:
             server.close()
             await asyncio.sleep(0)  # a connection may have just been accepted

@@ -7,8 +7,9 @@ import random
 import resource
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -42,17 +43,33 @@ def thread() -> Iterator[Workers]:
     workers.close()
 
 
-@asynccontextmanager
-async def opened(
-    *scripts: Script, timeouts: Timeouts | None = None, retry: Retry | None = None
-) -> AsyncIterator[Export]:
+class Opened(Protocol):
     """An export with a connection for each script; `readers` and `writers` lend all but the first."""
-    async with (
-        liar(*scripts) as address,
-        await open_export(address, connections=len(scripts), timeouts=timeouts, retry=retry) as export,
-    ):
-        assert await export.connected() == len(scripts)
-        yield export
+
+    def __call__(
+        self, *scripts: Script, timeouts: Timeouts | None = None, retry: Retry | None = None
+    ) -> AbstractAsyncContextManager[Export]: ...
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "tls"])
+def secure(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture
+def opened(secure: bool, certificates: Path) -> Opened:
+    @asynccontextmanager
+    async def opened(
+        *scripts: Script, timeouts: Timeouts | None = None, retry: Retry | None = None
+    ) -> AsyncIterator[Export]:
+        async with (
+            liar(*scripts, certificates=certificates if secure else None) as address,
+            await open_export(address, connections=len(scripts), timeouts=timeouts, retry=retry) as export,
+        ):
+            assert await export.connected() == len(scripts)
+            yield export
+
+    return opened
 
 
 async def read(thread: Workers, export: Export, length: int) -> bytes:
@@ -87,7 +104,11 @@ async def answer(client: Client, request: Request) -> None:
 
 @pytest.mark.one_loop
 @pytest.mark.parametrize("behaviour", MET, ids=[f"{each.threat}-{each.name}" for each in MET])
-async def test_hostile_servers_end_as_on_the_loop(thread: Workers, certificates: Path, behaviour: Behaviour) -> None:
+async def test_hostile_servers_end_as_on_the_loop(
+    thread: Workers, secure: bool, behaviour: Behaviour, opened: Opened
+) -> None:
+    if secure and behaviour.name == "closes_its_half_within_the_data":
+        pytest.skip("asyncio does not close one half of TLS")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 
     async def hostile(client: Client) -> None:
@@ -126,7 +147,7 @@ REPLIES: dict[str, Callable[[int], list[bytes]]] = {
 
 
 @pytest.mark.parametrize("said", REPLIES.values(), ids=REPLIES)
-async def test_replies_of_all_shapes(thread: Workers, said: Callable[[int], list[bytes]]) -> None:
+async def test_replies_of_all_shapes(thread: Workers, said: Callable[[int], list[bytes]], opened: Opened) -> None:
     """Afterwards thread and loop go on where the other one stopped."""
 
     async def script(client: Client) -> None:
@@ -150,7 +171,7 @@ async def test_replies_of_all_shapes(thread: Workers, said: Callable[[int], list
 
 
 @pytest.mark.parametrize("structured", [False, True], ids=["simple", "structured"])
-async def test_refusals_leave_the_connection_as_it_was(thread: Workers, structured: bool) -> None:
+async def test_refusals_leave_the_connection_as_it_was(thread: Workers, structured: bool, opened: Opened) -> None:
     async def first(client: Client) -> None:
         await client.open(SIZE, structured=structured)
         await client.silence()
@@ -180,7 +201,7 @@ async def test_refusals_leave_the_connection_as_it_was(thread: Workers, structur
 # --- who may have it -------------------------------------------------------------------------------------------------
 
 
-async def test_what_is_closing_is_not_lent() -> None:
+async def test_what_is_closing_is_not_lent(opened: Opened) -> None:
     """The transport knows before its end is told."""
     async with opened(honest, honest, honest) as export:
         transport = export._connections.each()[1]._stream._transport
@@ -191,7 +212,7 @@ async def test_what_is_closing_is_not_lent() -> None:
         assert await export.read(0, 10) == bytes(10)
 
 
-async def test_without_descriptors_nothing_is_lent() -> None:
+async def test_without_descriptors_nothing_is_lent(opened: Opened) -> None:
     async with opened(honest, honest, honest) as export:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
@@ -204,7 +225,7 @@ async def test_without_descriptors_nothing_is_lent() -> None:
         assert export.connections == 3
 
 
-async def test_requests_wait_for_a_replacement_while_threads_have_the_others(thread: Workers) -> None:
+async def test_requests_wait_for_a_replacement_while_threads_have_the_others(thread: Workers, opened: Opened) -> None:
     async with opened(leaves, honest, retry=Retry(delay=0.01)) as export:
         async with export.readers(2) as (reader,):
             assert await export.read(0, 10) == bytes(10)
@@ -282,7 +303,7 @@ async def test_a_connection_is_taken_when_the_request_under_way_is_answered(thre
             assert await export.flush(), "of what the thread has written"
 
 
-async def test_without_retries_one_is_taken_at_once(thread: Workers) -> None:
+async def test_without_retries_one_is_taken_at_once(thread: Workers, opened: Opened) -> None:
     async with opened(honest, honest) as export, export.readers(1) as (reader,):
         export._connections.each()[0].abort()
         assert await export.read(0, 10) == bytes(10)
@@ -293,7 +314,7 @@ async def test_without_retries_one_is_taken_at_once(thread: Workers) -> None:
 # --- durability ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_flush_goes_over_a_connection_that_no_thread_has(thread: Workers) -> None:
+async def test_a_flush_goes_over_a_connection_that_no_thread_has(thread: Workers, opened: Opened) -> None:
     async with opened(honest, honest, retry=Retry(delay=0.01)) as export, export.writers(1) as (writer,):
         await settled(thread.submit(writer.write, 0, b"x" * 100))
         writer.settle()
@@ -301,7 +322,7 @@ async def test_a_flush_goes_over_a_connection_that_no_thread_has(thread: Workers
             assert await export.flush()
 
 
-async def test_a_flush_waits_for_the_only_connection_that_can_vouch(thread: Workers) -> None:
+async def test_a_flush_waits_for_the_only_connection_that_can_vouch(thread: Workers, opened: Opened) -> None:
     heard: list[list[int]] = []
 
     async def vouches(client: Client) -> None:
@@ -326,7 +347,7 @@ async def test_a_flush_waits_for_the_only_connection_that_can_vouch(thread: Work
         assert heard == [[peer.WRITE, peer.FLUSH], [peer.READ]]
 
 
-async def test_writes_that_were_acknowledged_before_the_loss_are_missed(thread: Workers) -> None:
+async def test_writes_that_were_acknowledged_before_the_loss_are_missed(thread: Workers, opened: Opened) -> None:
     async def forgets(client: Client) -> None:
         await client.open(SIZE)
         await answer(client, await client.request())
@@ -349,7 +370,7 @@ async def test_writes_that_were_acknowledged_before_the_loss_are_missed(thread: 
 
 @pytest.mark.parametrize("kind", ["read", "write"])
 async def test_a_stop_ends_a_call_that_goes_on_and_on(
-    thread: Workers, kind: str, monkeypatch: pytest.MonkeyPatch
+    thread: Workers, kind: str, monkeypatch: pytest.MonkeyPatch, opened: Opened
 ) -> None:
     monkeypatch.setattr("sfasync.transport.line._GRACE", 0.1)
     begun = asyncio.Event()
@@ -387,7 +408,7 @@ async def test_a_stop_ends_a_call_that_goes_on_and_on(
         assert export.connections == 1
 
 
-async def test_closing_an_export_takes_its_connections_from_threads(thread: Workers) -> None:
+async def test_closing_an_export_takes_its_connections_from_threads(thread: Workers, opened: Opened) -> None:
     asked = asyncio.Event()
 
     async def deaf(client: Client) -> None:
@@ -405,7 +426,7 @@ async def test_closing_an_export_takes_its_connections_from_threads(thread: Work
         assert export.connections == 0
 
 
-async def test_a_stop_between_two_calls_costs_nothing(thread: Workers) -> None:
+async def test_a_stop_between_two_calls_costs_nothing(thread: Workers, opened: Opened) -> None:
     async with opened(honest, honest) as export:
         async with export.readers(1) as (reader,):
             reader.stop()
@@ -424,8 +445,8 @@ async def test_a_server_that_is_busy_is_given_up(thread: Workers) -> None:
 
 
 @pytest.mark.parametrize("tcp", [False, True], ids=["unix", "tcp"])
-async def test_thread_and_loop_take_turns(thread: Workers, tcp: bool) -> None:
-    with nbdkit("memory", "8M", tcp=tcp) as server:
+async def test_thread_and_loop_take_turns(thread: Workers, tcp: bool, secure: bool, certificates: Path) -> None:
+    with nbdkit("memory", "8M", tcp=tcp, tls=certificates if secure else None) as server:
         async with await open_export(server.uri, connections=2) as export:
             await export.connected()
             for turn in range(3):
@@ -484,9 +505,12 @@ async def test_a_file_that_cannot_be_read_ends_the_connection(thread: Workers, t
             assert export.connections == 1
 
 
-async def test_tls_is_for_the_loop(certificates: Path) -> None:
+async def test_threads_get_no_tls_that_they_cannot_drive(certificates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfasync.openssl.library", lambda: None)
     with nbdkit("memory", "1M", tls=certificates) as server:
         async with await open_export(server.uri, connections=2) as export:
             await export.connected()
             async with export.readers(1) as readers, export.writers(1) as writers:
                 assert (readers, writers) == ([], [])
+            await export.write(1000, b"data")
+            assert await export.read(999, 6) == b"\0data\0"
