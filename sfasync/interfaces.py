@@ -94,10 +94,10 @@ class ScatteredSource(Source, Protocol):
 
 
 class SparseChunk(NamedTuple):
-    """A whole chunk of a disk that is zeros but for some parts.
+    """A whole chunk of a disk that is zeros but for some parts; or, without parts, any number of chunks of zeros.
 
     Attributes:
-        offset, length: The chunk, in bytes.
+        offset, length: Where it is, in bytes.
         parts: Pairs of offset on the disk and bytes, in order, none of them outside of the chunk; perhaps zeros, too.
     """
 
@@ -175,7 +175,7 @@ class ChunkSink(Sink, Protocol):
     """
 
     async def write_sparse(self, chunks: Sequence[SparseChunk]) -> None:
-        """Write chunks anywhere on the disk. Their parts are not touched after the call returned or raised."""
+        """Write chunks, which best follow each other. Their parts are not touched after the call returned or raised."""
         ...
 
     async def keep(self, offset: int, length: int) -> None:

@@ -94,10 +94,9 @@ class _Pipeline:
                 self._wake()
                 return
             if load[0].zeros:
-                await self._move_sparse([step for step in load if step.zeros])
-            for step in load:
-                if not step.zeros:
-                    await self._carry_out(step)
+                await self._move_sparse(load)
+            else:
+                await self._carry_out(load[0])
             self._meter.changed()
 
     async def _wanted(self, number: int) -> bool:
@@ -146,7 +145,7 @@ class _Pipeline:
                 self._wake()
 
     async def _move_sparse(self, steps: Sequence[Step]) -> None:
-        """Move chunks with zeros inside; of all of them only the data is in memory."""
+        """Move chunks with zeros inside, and zeros between them; of all of them only the data is in memory."""
 
         async def read(slot: Slot) -> Filled:
             parts = [part for chunk in _in_memory(steps, slot.view) for part in chunk.parts]
@@ -159,7 +158,8 @@ class _Pipeline:
             await cast(ChunkSink, self._sink).write_sparse(_in_memory(steps, filled.view))
 
         await self._pass(steps[0].length, read, write)
-        self._meter.written += sum(step.length for step in steps)
+        self._meter.written += sum(step.length for step in steps if step.zeros)
+        self._meter.zero += sum(step.length for step in steps if not step.zeros)
 
     async def _pass(
         self, length: int, read: Callable[[Slot], Awaitable[Filled]], write: Callable[[Filled], Awaitable[None]]
@@ -187,12 +187,12 @@ class _Pipeline:
 
 
 def _in_memory(steps: Sequence[Step], view: memoryview) -> list[SparseChunk]:
-    """The chunks whose data, without the zeros inside, is one after the other in a view."""
+    """The chunks whose data, without the zeros inside, is one after the other in a view; steps of zeros have none."""
     chunks = []
     position = 0
     for step in steps:
         parts = []
-        for start, end in step.reads():
+        for start, end in step.reads() if step.zeros else ():
             parts.append((start, view[position : position + end - start]))
             position += end - start
         chunks.append(SparseChunk(step.offset, step.length, parts))

@@ -128,6 +128,7 @@ async def test_zeros_inside_a_chunk_are_not_read(throttled: bool) -> None:
         await transfer(plan, read, sink, pool=pool, lanes=4, meter=meter)
     assert sink.content == source.content
     assert max(sink.together) > 1
+    assert meter.written + meter.zero == source.size
     data = [e async for e in source.extents() if not e.zero]
     assert meter.read == sum(extent.length for extent in data) == sum(length for _, length in source.reads)
 

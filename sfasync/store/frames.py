@@ -3,7 +3,7 @@
 ::
 
     frame of the data     magic | header |                   block | ... | last block
-    frame of all          magic | header | zeros | ... | block | ... | block | zeros | ... | last zeros
+    frame of all          magic | header | zeros | ... | block | ... | block | zeros | ... | last block, empty
 
 Zeros are blocks that say one byte and how often it comes. What the blocks of the data refer to lies within the data, so
 it does not matter to them what comes before.
@@ -21,6 +21,7 @@ _SINGLE_SEGMENT = 0b10_0000
 _BLOCK_HEADER = 3
 _LAST, _REPEATED = 0b001, 0b010
 _MOST = 128 * KiB  # content of a block
+_END = bytes([_LAST, 0, 0])  # a last block without content
 
 
 def between_zeros(frame: Buffer, length: int, before: int, after: int) -> bytes:
@@ -33,21 +34,22 @@ def between_zeros(frame: Buffer, length: int, before: int, after: int) -> bytes:
     """
     header = _MAGIC + bytes([_DESCRIPTOR]) + (before + length + after).to_bytes(4, "little")
     body = bytearray(frame[_header_length(frame) :])
+    end = b""
     if after:
         last = _last_block(body)
         body[last] &= ~_LAST
-    return b"".join((header, *_zeros(before, last=False), body, *_zeros(after, last=True)))
+        end = _END
+    return b"".join((header, _zeros(before), body, _zeros(after), end))
 
 
-def _zeros(count: int, *, last: bool) -> list[bytes]:
-    """Blocks of so many zeros."""
-    starts = range(0, count, _MOST)
-    blocks = [
-        (min(_MOST, count - start) << 3 | _REPEATED).to_bytes(_BLOCK_HEADER, "little") + b"\0" for start in starts
-    ]
-    if last and blocks:
-        blocks[-1] = bytes([blocks[-1][0] | _LAST]) + blocks[-1][1:]
-    return blocks
+def _zeros(count: int) -> bytes:
+    """Blocks of so many zeros, none of them the last."""
+    full, rest = divmod(count, _MOST)
+    return _repeated_zero(_MOST) * full + (_repeated_zero(rest) if rest else b"")
+
+
+def _repeated_zero(count: int) -> bytes:
+    return (count << 3 | _REPEATED).to_bytes(_BLOCK_HEADER, "little") + b"\0"
 
 
 def _header_length(frame: Buffer) -> int:

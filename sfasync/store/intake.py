@@ -11,8 +11,8 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from ..errors import SfasyncError, StateError
@@ -25,7 +25,7 @@ from .names import index_key
 from .objects import ObjectKind, encode
 from .packline import PackLine
 from .packs import Pack, PackClass
-from .seal import BlobKind, seal
+from .seal import BlobKind, Sealed, seal
 
 INDEX_PACKS = 64
 INDEX_BLOBS = 16384
@@ -38,20 +38,20 @@ _Key = tuple[int, bytes, int]
 
 
 class Stored(NamedTuple):
-    """What became of a blob.
+    """What became of blobs.
 
     Attributes:
-        new: Whether the repository did not have it.
-        length: Bytes written for it.
+        new: How many the repository did not have.
+        length: Bytes written for them.
         seconds: Spent in writing and in waiting for packs to be closed.
     """
 
-    new: bool
-    length: int = 0
-    seconds: float = 0.0
+    new: int
+    length: int
+    seconds: float
 
 
-ALREADY_THERE = Stored(False)
+NOTHING_STORED = Stored(0, 0, 0.0)
 
 
 class Intake:
@@ -103,11 +103,13 @@ class Intake:
         Raises:
             StorageError: It could not be written. The session has failed: nothing more can be stored in it.
         """
-        return self.put(kind, name, data) if self.claim(kind, [(name, len(data))]) else ALREADY_THERE
+        with self.claim(kind, [(name, len(data))]) as new:
+            return self.put(kind, [Sealed(name, len(data), seal(data))]) if new else NOTHING_STORED
 
-    def claim(self, kind: BlobKind, blobs: Sequence[NameAndLength]) -> set[NameAndLength]:
-        """Of those blobs, at most 128, the ones that are not there. Whoever asked has to `put` each of them, or to
-        `fail`: who meets them now does not store them.
+    @contextmanager
+    def claim(self, kind: BlobKind, blobs: Sequence[NameAndLength]) -> Iterator[set[NameAndLength]]:
+        """Of those blobs, at most 128, the ones that are not there. The block has to `put` each of them, as who meets
+        them from now on does not store them: if it raises, the session has failed.
 
         Raises:
             StorageError: As of `add`.
@@ -122,19 +124,19 @@ class Intake:
                 self._relied_on_meta.update((int(kind), *blob) for blob in relied_on)
             new -= relied_on
             self._own.update((int(kind), *blob) for blob in new)
-        return new
-
-    def put(self, kind: BlobKind, name: bytes, data: Buffer, *, before: int = 0, after: int = 0) -> Stored:
-        """Store a blob that was claimed: so many zeros, the data, and zeros again. Otherwise as of `add`."""
         try:
-            sealed = seal(data, before=before, after=after)
-            began = time.perf_counter()
-            class_ = PackClass.DATA if kind == BlobKind.CHUNK else PackClass.META
-            self._lines[class_].append(kind, name, before + len(data) + after, sealed)
+            yield new
         except BaseException as error:
             self.fail(error)
             raise
-        return Stored(True, len(sealed), time.perf_counter() - began)
+
+    def put(self, kind: BlobKind, blobs: Sequence[Sealed]) -> Stored:
+        """Store blobs that were claimed, within the block of `claim`; errors as of `add`."""
+        if not blobs:
+            return NOTHING_STORED
+        began = time.perf_counter()
+        self._lines[PackClass.DATA if kind == BlobKind.CHUNK else PackClass.META].append(kind, blobs)
+        return Stored(len(blobs), sum(len(blob.data) for blob in blobs), time.perf_counter() - began)
 
     def rely_on(self, kind: BlobKind, name: bytes, raw: int) -> bool:
         """Whether the repository has a blob in a usable pack, on which this session relies from now on."""

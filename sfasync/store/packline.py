@@ -13,16 +13,16 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Final, NamedTuple
 
 from ..errors import SfasyncError, StateError
-from ..interfaces import Buffer, ObjectStore
+from ..interfaces import ObjectStore
 from ..units import MiB
 from ..workers import Workers
 from .packs import TARGET_SIZE, Pack, PackClass, PackWriter
-from .seal import BlobKind
+from .seal import BlobKind, Sealed
 
 SLOW: Final = 2 * TARGET_SIZE
 """Bytes in a second: packs that fill faster than this are full within half a second, and `flush` leaves them alone."""
@@ -88,8 +88,8 @@ class PackLine:
         self._free = threading.BoundedSemaphore(_CLOSINGS)
         self._closings: set[Future[None]] = set()
 
-    def append(self, kind: BlobKind, name: bytes, raw: int, sealed: Buffer) -> None:
-        """Put a blob into a pack; waits while too many are being closed.
+    def append(self, kind: BlobKind, blobs: Sequence[Sealed]) -> None:
+        """Put blobs into one pack, in one go; waits while too many are being closed.
 
         Raises:
             StateError: The line has ended.
@@ -97,7 +97,9 @@ class PackLine:
         """
         pack = self._take()
         try:
-            full = pack.writer.append(kind, name, raw, sealed)
+            full = False
+            for blob in blobs:
+                full |= pack.writer.append(kind, *blob)
         except BaseException:
             try:
                 pack.writer.abort()

@@ -7,14 +7,22 @@ PAGE under its digest. A node of zeros has no page. Neither side ever holds more
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 
 from ..errors import StateError
-from .tree import DIGEST, FANOUT, ZERO, Geometry, page_digest, runs, split_page
+from .tree import DIGEST, FANOUT, ZERO, Geometry, join, page_digest, runs, split_page
 
 MAX_OPEN = 4096
 """Pages of one disk under construction at once: 16 MiB of digests, for 512 GiB of 1 MiB chunks in any order."""
+
+Node = tuple[int, bytes]
+"""A node of a level that is not zero: its number and its digest."""
+
+_number = itemgetter(0)
 
 _CACHED = 64
 _ZERO_PAGE = bytes(DIGEST * FANOUT)
@@ -70,7 +78,20 @@ class PageBuilder:
 
     def put_zeros(self, first: int, count: int) -> None:
         """Chunks of zeros; takes no longer for many than for few."""
-        self._set_range(0, first, first + count, self._set_zeros)
+        self.put_sparse(first, count, ())
+
+    def put_sparse(self, first: int, count: int, digests: Sequence[Node]) -> None:
+        """Chunks next to each other, all of zeros but for those given; it is these that take time.
+
+        Args:
+            first: The first chunk.
+            count: How many.
+            digests: Of the chunks that are not zeros, in order.
+
+        Raises:
+            StateError: As of `put`.
+        """
+        self._set_sparse(0, first, first + count, digests)
 
     def put_kept(self, first: int, count: int, parent: TreeReader) -> None:
         """Chunks taken over from another disk: whole pages as they are, without reading what is below them.
@@ -111,11 +132,7 @@ class PageBuilder:
 
     def _set_range(self, level: int, first: int, end: int, set_nodes: SetNodes) -> None:
         """Set adjacent nodes of a level, as whole pages where they make up whole pages."""
-        if level == self._depth:
-            set_nodes(level, first, end)
-            return
-        above = -(-first // FANOUT)
-        above_end = end // FANOUT if end < self._geometry.count(level) else self._geometry.count(level + 1)
+        above, above_end = self._whole_pages(level, first, end)
         if above >= above_end:
             set_nodes(level, first, end)
             return
@@ -125,8 +142,38 @@ class PageBuilder:
         if above_end * FANOUT < end:
             set_nodes(level, above_end * FANOUT, end)
 
-    def _set_zeros(self, level: int, first: int, end: int) -> None:
-        self._set(level, first, bytes(DIGEST * (end - first)))
+    def _set_sparse(self, level: int, first: int, end: int, nodes: Sequence[Node]) -> None:
+        """Set adjacent nodes of a level, of which those that are not given are zeros. Pages that they make up are
+        stored at once, and are nodes among zeros of the next level.
+        """
+        above, above_end = self._whole_pages(level, first, end)
+        if above >= above_end:
+            self._set(level, first, _among_zeros(first, end, nodes))
+            return
+        inner, inner_end = above * FANOUT, min(above_end * FANOUT, end)
+        head, tail = bisect_left(nodes, inner, key=_number), bisect_left(nodes, inner_end, key=_number)
+        if first < inner:
+            self._set(level, first, _among_zeros(first, inner, nodes[:head]))
+        pages = groupby(nodes[head:tail], lambda node: node[0] // FANOUT)
+        self._set_sparse(
+            level + 1, above, above_end, [(page, self._put_page(level + 1, page, list(below))) for page, below in pages]
+        )
+        if inner_end < end:
+            self._set(level, inner_end, _among_zeros(inner_end, end, nodes[tail:]))
+
+    def _whole_pages(self, level: int, first: int, end: int) -> tuple[int, int]:
+        """The pages, from the first to before the end, whose nodes below are all of a range of a level."""
+        if level == self._depth:
+            return 0, 0
+        is_last = end == self._geometry.count(level)
+        return -(-first // FANOUT), self._geometry.count(level + 1) if is_last else end // FANOUT
+
+    def _put_page(self, level: int, index: int, nodes: Sequence[Node]) -> bytes:
+        """Store a page that is complete, of which only the given children are not zeros; gives its digest."""
+        first, count = index * FANOUT, self._geometry.children(level, index)
+        digest = join({child - first: digest for child, digest in nodes}, count)
+        self._store(_among_zeros(first, first + count, nodes), digest)
+        return digest
 
     def _set(self, level: int, first: int, digests: bytes) -> None:
         """Set adjacent nodes, and every page that they complete."""
@@ -156,6 +203,14 @@ class PageBuilder:
             if above != ZERO:
                 self._store(content, above)
             self._set(*place, above)
+
+
+def _among_zeros(first: int, end: int, nodes: Sequence[Node]) -> bytes:
+    """The digests of adjacent nodes, of which those that are not given are zeros."""
+    digests = bytearray((end - first) * DIGEST)
+    for index, digest in nodes:
+        digests[(index - first) * DIGEST : (index - first + 1) * DIGEST] = digest
+    return bytes(digests)
 
 
 class TreeReader:

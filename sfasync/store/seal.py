@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from enum import IntEnum
+from typing import NamedTuple
 
 from ..errors import IntegrityError, system_limit
 from ..interfaces import Buffer
@@ -40,6 +41,20 @@ _PARAMETERS: dict[int, int] = {
 _SAVING = 32  # compression must save one part in this many
 
 _local = threading.local()
+
+
+class Sealed(NamedTuple):
+    """A blob that is ready for a pack.
+
+    Attributes:
+        name: Its digest.
+        raw: Bytes before sealing.
+        data: The sealed bytes.
+    """
+
+    name: bytes
+    raw: int
+    data: Buffer
 
 
 def seal(data: Buffer, *, before: int = 0, after: int = 0) -> Buffer:

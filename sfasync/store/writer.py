@@ -2,9 +2,9 @@
 
 It is the thread of a worker, or the one that has read the chunk (`ChunkWriter.writers`).
 
-The leaves of a sparse chunk that have data are laid out in memory of the thread, which stays in its cache: the data is
-copied there, and made zero again. Nothing is done with the others. What several chunks need of the index, they ask for
-at once.
+Of a sparse chunk only the leaves with data are digested, and only the data is compressed. Data in several places is
+laid out for that in memory of the thread, which stays in its cache: it is copied there, and made zero again. Several
+sparse chunks ask the index together, get into a pack together, and are one step in the tree, with the zeros between.
 """
 
 from __future__ import annotations
@@ -18,27 +18,44 @@ from typing import NamedTuple
 
 from ..blocking import Near, Writer
 from ..errors import CbtError, StateError, UsageError
-from ..extents import align_down, align_up
 from ..interfaces import Buffer, SparseChunk
 from ..models import DiskStatistics, Extent
 from ..workers import Workers
-from .intake import ALREADY_THERE, Intake, Stored
+from .intake import NOTHING_STORED, Intake, Stored
 from .journal import DiskNotes
 from .pages import PageBuilder, TreeReader
 from .resume import Remains
-from .seal import BlobKind
-from .tree import LEAF, ZERO, ZEROS, Geometry, content_digest, disk_digest, is_zero
+from .seal import BlobKind, Sealed, seal
+from .tree import ZERO, ZEROS, Geometry, content_digest, disk_digest, is_zero, sparse_digest
 
 _ZEROS_NOTED = 256
 
 _PAGES_AT_ONCE = 128
 
-_Finished = tuple[int, int, bytes, Stored, DiskNotes | None]
-"""A chunk: offset, length, digest, what became of it, and where to note it."""
-
 _ZEROS = memoryview(ZEROS)
 
 _local = threading.local()
+
+
+class _Finished(NamedTuple):
+    """A chunk that the repository has, or a range of zeros.
+
+    Attributes:
+        offset, length: Where it is on the disk, in bytes.
+        digest: Of the chunk.
+        is_new: Whether the repository did not have it.
+        notes: Where it is noted; None for nowhere.
+    """
+
+    offset: int
+    length: int
+    digest: bytes
+    is_new: bool
+    notes: DiskNotes | None
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
 
 
 class _Sealer(Near):
@@ -146,10 +163,10 @@ class ChunkWriter:
         yield [_Sealer(self._write_now) for _ in range(count)]
 
     async def write_sparse(self, chunks: Sequence[SparseChunk]) -> None:
-        """Store chunks that are zeros but for some parts; at most 128. Cancelling and errors as of `write`."""
+        """As of `ChunkSink`; at most 128. Cancelling and errors as of `write`."""
         for chunk in chunks:
             self._check_range(chunk.offset, chunk.length)
-        notes = [self._notes_of(chunk.offset, chunk.length) for chunk in chunks]
+        notes = [self._notes_of(chunk.offset, chunk.length) if chunk.parts else None for chunk in chunks]
         await self._workers.run_to_end(self._write_sparse, chunks, notes)
 
     async def zero(self, offset: int, length: int) -> None:
@@ -247,46 +264,44 @@ class ChunkWriter:
             with view[start : start + step] as chunk:
                 began = time.perf_counter()
                 digest = _digest(chunk)
-                stored = ALREADY_THERE if digest == ZERO else self._intake.add(BlobKind.CHUNK, digest, chunk)
-                self._take_in(began, [(offset + start, chunk.nbytes, digest, stored, notes)])
+                stored = NOTHING_STORED if digest == ZERO else self._intake.add(BlobKind.CHUNK, digest, chunk)
+                finished = _Finished(offset + start, chunk.nbytes, digest, is_new=bool(stored.new), notes=notes)
+                self._take_in(began, [finished], stored)
 
     def _write_sparse(self, chunks: Sequence[SparseChunk], notes: Sequence[DiskNotes | None]) -> None:
-        """The same for several chunks, which ask the index together."""
+        """The same for several chunks, which ask the index together and get into a pack together."""
         began = time.perf_counter()
-        digests = []
-        for chunk in chunks:
-            with _laid_out(chunk) as (data, before, after):
-                digests.append(content_digest(data, before=before, after=after))
+        digests = [_digest_of(chunk) for chunk in chunks]
         blobs = [(digest, chunk.length) for chunk, digest in zip(chunks, digests, strict=True)]
-        new = self._intake.claim(BlobKind.CHUNK, [blob for blob in blobs if blob[0] != ZERO])
         finished: list[_Finished] = []
-        try:
-            for chunk, (digest, length), note in zip(chunks, blobs, notes, strict=True):
-                stored = ALREADY_THERE
-                if (digest, length) in new:
-                    new.remove((digest, length))
-                    with _laid_out(chunk) as (data, before, after):
-                        stored = self._intake.put(BlobKind.CHUNK, digest, data, before=before, after=after)
-                finished.append((chunk.offset, length, digest, stored, note))
-        except BaseException as error:
-            self._intake.fail(error)  # others may rely on what is not stored
-            raise
-        self._take_in(began, finished)
+        sealed: list[Sealed] = []
+        with self._intake.claim(BlobKind.CHUNK, [blob for blob in blobs if blob[0] != ZERO]) as new:
+            for chunk, blob, noted in zip(chunks, blobs, notes, strict=True):
+                is_new = blob in new
+                if is_new:
+                    new.remove(blob)
+                    sealed.append(_sealed(chunk, blob[0]))
+                finished.append(_Finished(chunk.offset, chunk.length, blob[0], is_new, noted))
+            stored = self._intake.put(BlobKind.CHUNK, sealed)
+        self._take_in(began, finished, stored)
 
-    def _take_in(self, began: float, finished: Sequence[_Finished]) -> None:
+    def _take_in(self, began: float, finished: Sequence[_Finished], stored: Stored) -> None:
         """Let the tree have chunks that are stored, and zeros that are noted; they took the time since `began`."""
-        store_seconds = sum(stored.seconds for _, _, _, stored, _ in finished)
-        seal_seconds = time.perf_counter() - began - store_seconds
+        seal_seconds = time.perf_counter() - began - stored.seconds
         with self._building() as builder:
             self._tell_zeros(builder)
-            for offset, length, digest, stored, _ in finished:
-                builder.put(offset // self.chunk_size, digest)
-                self._count_chunk(length, digest, stored)
+            for run in _adjacent(finished):
+                first, end = run[0].offset // self.chunk_size, -(-run[-1].end // self.chunk_size)
+                digests = [(one.offset // self.chunk_size, one.digest) for one in run if one.digest != ZERO]
+                builder.put_sparse(first, end - first, digests)
+            for one in finished:
+                self._count_chunk(one.length, one.digest, is_new=one.is_new)
+            self._bytes_stored += stored.length
             self._seal_seconds += seal_seconds
-            self._store_seconds += store_seconds
-        for offset, _, digest, _, notes in finished:
-            if notes is not None:
-                notes.add(offset // self.chunk_size, digest)
+            self._store_seconds += stored.seconds
+        for one in finished:
+            if one.notes is not None:
+                one.notes.add(one.offset // self.chunk_size, one.digest)
 
     @contextmanager
     def _building(self) -> Iterator[PageBuilder]:
@@ -327,7 +342,7 @@ class ChunkWriter:
                     raise self._untold(index, "has other bytes now")
                 with self._building() as builder:
                     builder.put(index, digest)
-                    self._count_chunk(chunk.nbytes, digest, ALREADY_THERE)
+                    self._count_chunk(chunk.nbytes, digest, is_new=False)
 
     def _untold(self, index: int, what: str) -> CbtError:
         offset, length = index * self.chunk_size, self._geometry.length(0, index)
@@ -355,7 +370,7 @@ class ChunkWriter:
                 continue
             with self._building() as builder:
                 builder.put(index, digest)
-                self._count_chunk(size, digest, ALREADY_THERE)
+                self._count_chunk(size, digest, is_new=False)
             start = index * self.chunk_size
             if adopted and adopted[-1].end == start:
                 start, size = adopted[-1].offset, adopted.pop().length + size
@@ -370,20 +385,20 @@ class ChunkWriter:
         return pages
 
     def _store_pages(self, pages: Sequence[tuple[bytes, bytes]]) -> None:
-        new = self._intake.claim(BlobKind.PAGE, [(digest, len(page)) for page, digest in pages])
-        stored = 0
-        for page, digest in pages:
-            if (digest, len(page)) in new:
-                new.remove((digest, len(page)))
-                stored += self._intake.put(BlobKind.PAGE, digest, page).length
+        sealed: list[Sealed] = []
+        with self._intake.claim(BlobKind.PAGE, [(digest, len(page)) for page, digest in pages]) as new:
+            for page, digest in pages:
+                if (digest, len(page)) in new:
+                    new.remove((digest, len(page)))
+                    sealed.append(Sealed(digest, len(page), bytes(seal(page))))
+            stored = self._intake.put(BlobKind.PAGE, sealed)
         with self._lock:
-            self._bytes_stored += stored
+            self._bytes_stored += stored.length
 
-    def _count_chunk(self, length: int, digest: bytes, stored: Stored) -> None:
-        self._bytes_stored += stored.length
+    def _count_chunk(self, length: int, digest: bytes, *, is_new: bool) -> None:
         if digest == ZERO:
             self._bytes_zero += length
-        elif stored.new:
+        elif is_new:
             self._bytes_new += length
         else:
             self._bytes_duplicate += length
@@ -414,11 +429,32 @@ def _digest(chunk: memoryview) -> bytes:
     return ZERO if is_zero(chunk) else content_digest(chunk)
 
 
+def _adjacent(finished: Sequence[_Finished]) -> Iterator[list[_Finished]]:
+    """Runs without a gap."""
+    run: list[_Finished] = []
+    for one in finished:
+        if run and run[-1].end != one.offset:
+            yield run
+            run = []
+        run.append(one)
+    if run:
+        yield run
+
+
+def _digest_of(chunk: SparseChunk) -> bytes:
+    return sparse_digest(chunk.length, ((offset - chunk.offset, data) for offset, data in chunk.parts))
+
+
+def _sealed(chunk: SparseChunk, digest: bytes) -> Sealed:
+    with _laid_out(chunk) as (data, before, after):
+        return Sealed(digest, chunk.length, bytes(seal(data, before=before, after=after)))
+
+
 class _Inner(NamedTuple):
     """What of a chunk is not known to be zeros.
 
     Attributes:
-        data: Whole leaves, or up to the end of the chunk.
+        data: From the first byte that may not be zero to the last.
         before, after: So many zeros are before and behind it.
     """
 
@@ -429,12 +465,15 @@ class _Inner(NamedTuple):
 
 @contextmanager
 def _laid_out(chunk: SparseChunk) -> Iterator[_Inner]:
-    """The bytes of a chunk, for the time of the block, in memory of this thread that is zeros before and after."""
-    start = end = chunk.offset
-    if chunk.parts:
-        (start, _), (last, part) = chunk.parts[0], chunk.parts[-1]
-        start = chunk.offset + align_down(start - chunk.offset, LEAF)
-        end = min(chunk.offset + align_up(last + len(part) - chunk.offset, LEAF), chunk.offset + chunk.length)
+    """The data of a chunk that has some, for the time of the block: where it is, if that is one place, or in memory of
+    this thread that is zeros between its parts.
+    """
+    (start, data), (last, part) = chunk.parts[0], chunk.parts[-1]
+    end = last + len(part)
+    before, after = start - chunk.offset, chunk.offset + chunk.length - end
+    if len(data) == end - start:
+        yield _Inner(data, before, after)
+        return
     memory = getattr(_local, "memory", None)
     if memory is None or len(memory) < end - start:
         memory = _local.memory = bytearray(end - start)
@@ -442,7 +481,7 @@ def _laid_out(chunk: SparseChunk) -> Iterator[_Inner]:
         try:
             for offset, part in chunk.parts:
                 view[offset - start : offset - start + len(part)] = part
-            yield _Inner(view, start - chunk.offset, chunk.offset + chunk.length - end)
+            yield _Inner(view, before, after)
         finally:
             for offset, part in chunk.parts:
                 view[offset - start : offset - start + len(part)] = _ZEROS[: len(part)]

@@ -15,7 +15,7 @@ from sfasync.store.blobs import BlobReader
 from sfasync.store.intake import Intake
 from sfasync.store.locator import Locator
 from sfasync.store.names import INDEX, PACKS
-from sfasync.store.seal import BlobKind
+from sfasync.store.seal import BlobKind, Sealed
 from sfasync.store.tree import content_digest
 from sfasync.units import KiB
 from sfasync.workers import Workers
@@ -43,7 +43,7 @@ def intake(store: MemoryStore, locator: Locator, closers: Workers) -> Intake:
 
 
 def add(intake: Intake, data: bytes) -> bool:
-    return intake.add(BlobKind.CHUNK, content_digest(data), data).new
+    return bool(intake.add(BlobKind.CHUNK, content_digest(data), data).new)
 
 
 def count(store: MemoryStore, prefix: str) -> int:
@@ -74,11 +74,13 @@ def test_many_blobs_are_claimed_at_once_and_each_by_one(
     intake.finish()
     another = Intake(store, REPOSITORY, "another", locator, closers)
     add(another, contents[5])
-    claimed = another.claim(BlobKind.CHUNK, [*blobs, *blobs])
-    assert claimed == set(blobs) - {blobs[3], blobs[5]}
-    assert len(another.relied_on) == 1
-    assert another.claim(BlobKind.CHUNK, blobs) == set()
-    assert all(another.put(BlobKind.CHUNK, content_digest(data), data).new for data in contents[6:])
+    with another.claim(BlobKind.CHUNK, [*blobs, *blobs]) as claimed:
+        assert claimed == set(blobs) - {blobs[3], blobs[5]}
+        assert len(another.relied_on) == 1
+        with another.claim(BlobKind.CHUNK, blobs) as left:
+            assert left == set()
+        sealed = [Sealed(content_digest(data), len(data), data) for data in contents[6:]]
+        assert another.put(BlobKind.CHUNK, sealed)[:2] == (14, 14_000)
     another.finish()
     assert BlobReader(store, locator).read(BlobKind.CHUNK, blobs[19][0], 1000) == contents[19]
 

@@ -15,7 +15,7 @@ from sfasync.store import packline
 from sfasync.store.names import PACKS
 from sfasync.store.packline import PackLine
 from sfasync.store.packs import Pack, PackClass, PackWriter
-from sfasync.store.seal import BlobKind
+from sfasync.store.seal import BlobKind, Sealed
 from sfasync.workers import Workers
 
 from .memory import MemoryStore
@@ -55,7 +55,7 @@ class Line:
         self._threads = threads
 
     def append(self, blob: bytes) -> None:
-        self.line.append(BlobKind.CHUNK, noise(32), len(blob), blob)
+        self.line.append(BlobKind.CHUNK, [Sealed(noise(32), len(blob), blob)])
 
     def begin(self, blob: bytes = b"blob") -> Future[None]:
         return self._threads.submit(self.append, blob)

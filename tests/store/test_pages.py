@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sfasync.errors import ObjectMissingError, StateError
 from sfasync.store.pages import MAX_OPEN, PageBuilder, TreeReader
-from sfasync.store.tree import FANOUT, ZERO, Geometry, join, page_digest
+from sfasync.store.tree import FANOUT, ZERO, Geometry, page_digest
 from sfasync.units import KiB, MiB, TiB
 
 CHUNK = 256 * KiB
@@ -71,7 +71,7 @@ def test_any_order_gives_the_root_of_the_content_tree(count: int, seed: int) -> 
     for index in order:
         builder.put(index, chunks[index])
     root = builder.root()
-    assert root == join(chunks)
+    assert root == page_digest(b"".join(chunks))
     reader = pages.reader(geometry, root)
     for index in random.Random(seed).sample(range(count), min(count, 40)):
         assert reader.digest(0, index) == chunks[index]
@@ -91,7 +91,7 @@ def test_runs_say_what_the_chunks_are(count: int, seed: int, data: st.DataObject
 
 @given(count=st.integers(1, 600), seed=st.integers(0, 10**6), data=st.data())
 def test_ranges_of_zeros_and_kept_chunks_equal_single_ones(count: int, seed: int, data: st.DataObject) -> None:
-    """Cut the disk anywhere; put, zero or keep each part, in any order."""
+    """Cut the disk anywhere; put each part one by one or at once, zero or keep it, in any order."""
     pages = Pages()
     parent_count = data.draw(st.sampled_from([count, max(1, count - 1), max(1, count // 2), count + 1, count * 2]))
     parent_chunks = digests(parent_count, seed + 1)
@@ -103,17 +103,46 @@ def test_ranges_of_zeros_and_kept_chunks_equal_single_ones(count: int, seed: int
     wanted = digests(count, seed)
     builder = pages.builder(Geometry(count * CHUNK, CHUNK))
     for first, end in parts:
-        how = data.draw(st.sampled_from(["put", "zero", "keep"]))
+        how = data.draw(st.sampled_from(["put", "zero", "keep", "sparse"]))
         if how == "keep" and end <= parent_count:
             builder.put_kept(first, end - first, parent)
             wanted[first:end] = parent_chunks[first:end]
         elif how == "zero":
             builder.put_zeros(first, end - first)
             wanted[first:end] = [ZERO] * (end - first)
+        elif how == "sparse":
+            some = [(index, wanted[index]) for index in range(first, end) if wanted[index] != ZERO]
+            builder.put_sparse(first, end - first, some)
         else:
             for index in range(first, end):
                 builder.put(index, wanted[index])
-    assert builder.root() == join(wanted)
+    root = builder.root()
+    assert root == page_digest(b"".join(wanted))
+    reader = pages.reader(Geometry(count * CHUNK, CHUNK), root)
+    assert reader.digests(0, 0, count) == b"".join(wanted)
+
+
+@pytest.mark.parametrize("first", [0, 1, 127, 128, 300, 128 * 128 - 1])
+@pytest.mark.parametrize("end", [128 * 128 + 1, 3 * 128 * 128 - 5, 3 * 128 * 128 + 300])
+def test_scattered_chunks_between_zeros_at_every_height(first: int, end: int) -> None:
+    count = 3 * 128 * 128 + 300
+    wanted = [ZERO] * count
+    for index in random.Random(first + end).sample(range(count), 40):
+        wanted[index] = index.to_bytes(32, "big")
+    pages, geometry = Pages(), Geometry(count * CHUNK - 5, CHUNK)
+    builder = pages.builder(geometry)
+    for start, stop in ((end, count), (first, end), (0, first)):
+        builder.put_sparse(start, stop - start, [(n, wanted[n]) for n in range(start, stop) if wanted[n] != ZERO])
+    single = Pages()
+    assert builder.root() == build(single, geometry, wanted)
+    assert pages.stored == single.stored
+
+
+def test_a_range_that_was_set_before_is_not_set_again() -> None:
+    builder = Pages().builder(Geometry(300 * CHUNK, CHUNK))
+    builder.put_sparse(5, 250, [(7, b"\x01" * 32)])
+    with pytest.raises(StateError, match="twice"):
+        builder.put_sparse(254, 46, [])
 
 
 def test_kept_pages_are_not_read() -> None:

@@ -25,6 +25,7 @@ from sfasync.store.tree import (
     join,
     page_digest,
     runs,
+    sparse_digest,
 )
 from sfasync.units import KiB, MiB, TiB
 
@@ -56,7 +57,8 @@ _DIGESTS = [ZERO, b"\x01" * 32, b"\x02" * 32, b"\x03" + bytes(31), bytes(31) + b
 
 @given(st.lists(st.sampled_from(_DIGESTS), min_size=1, max_size=70))
 def test_joining_level_by_level_gives_the_left_full_tree(digests: list[bytes]) -> None:
-    assert join(digests) == slow_join(digests) == page_digest(b"".join(digests))
+    nodes = {index: digest for index, digest in enumerate(digests) if digest != ZERO}
+    assert join(nodes, len(digests)) == slow_join(digests) == page_digest(b"".join(digests))
 
 
 def test_a_page_of_one_child_is_the_node_over_it_and_zeros() -> None:
@@ -82,8 +84,23 @@ def test_the_root_does_not_depend_on_the_chunk_size(size: int) -> None:
 
 def test_pages_are_nodes_of_the_tree() -> None:
     digests = [random.Random(n).randbytes(32) for n in range(300)]
-    pages = [join(digests[n : n + FANOUT]) for n in range(0, 300, FANOUT)]
-    assert join(pages) == join(digests)
+    pages = [page_digest(b"".join(digests[n : n + FANOUT])) for n in range(0, 300, FANOUT)]
+    assert page_digest(b"".join(pages)) == slow_join(digests)
+
+
+@given(
+    length=st.sampled_from([1, LEAF - 1, LEAF, LEAF + 1, MiB, 2 * MiB + 77]),
+    cuts=st.lists(st.integers(0, 2 * MiB), max_size=12),
+    fill=st.sampled_from([b"x", b"\0"]),
+)
+def test_zeros_between_parts_need_not_be_there(length: int, cuts: list[int], fill: bytes) -> None:
+    bounds = sorted({min(cut, length) for cut in cuts})
+    content, parts = bytearray(length), []
+    for number, (start, end) in enumerate(pairwise(bounds)):
+        if number % 3 != 1:  # some parts touch
+            content[start:end] = (fill if number % 2 else b"y") * (end - start)
+            parts.append((start, memoryview(bytes(content[start:end]))))
+    assert sparse_digest(length, parts) == content_digest(content)
 
 
 def test_zeros_of_any_length_are_zero() -> None:

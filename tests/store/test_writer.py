@@ -84,6 +84,27 @@ async def test_equal_and_empty_chunks_without_their_zeros(repository: Repository
     await session.abort()
 
 
+async def test_zeros_between_chunks_go_with_them(repository: Repository) -> None:
+    data = memoryview(noise(512))
+    session = await repository.begin("web-01")
+    writer = session.disk("vda", 600 * CHUNK)
+    sparse = [
+        SparseChunk(0, 5 * CHUNK, []),
+        SparseChunk(5 * CHUNK, CHUNK, [(6 * CHUNK - 512, data)]),
+        SparseChunk(6 * CHUNK, 394 * CHUNK, []),
+        SparseChunk(500 * CHUNK, CHUNK, [(500 * CHUNK, data)]),  # after a gap
+        SparseChunk(501 * CHUNK, 99 * CHUNK, []),
+    ]
+    await writer.write_sparse(sparse)
+    await writer.zero(400 * CHUNK, 100 * CHUNK)
+    root, _ = await writer.finish()
+    content = bytes(6 * CHUNK - 512) + data + bytes(494 * CHUNK) + data + bytes(100 * CHUNK - 512)
+    assert root == content_digest(content).hex()
+    counted = writer.statistics
+    assert (counted.bytes_new, counted.bytes_zero) == (2 * CHUNK, 598 * CHUNK)
+    await session.abort()
+
+
 async def test_what_is_counted(repository: Repository) -> None:
     session = await repository.begin("web-01")
     writer = session.disk("vda", 10 * CHUNK + 100)
