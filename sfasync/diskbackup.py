@@ -30,7 +30,6 @@ from .interfaces import (
     SurveyedSource,
 )
 from .models import AuditRecord, DiskRecord, Extent, Frozen
-from .pipeline import transfer
 from .progress import Meter, Reporter
 from .resources import Resources
 from .resuming import remaining
@@ -180,8 +179,7 @@ class DiskBackup:
         self, source: Source, writer: DiskWriter, basis: Basis, meter: Meter
     ) -> tuple[AuditRecord | None, tuple[str, str]]:
         """Move all of it, as what it builds on allows; gives how far audits have come, and the root and tree digest."""
-        limits, pool = self._resources.limits, self._resources.pool
-        lanes = limits.requests * limits.connections
+        limits = self._resources.limits
         audited = audit = None
         async with AsyncExitStack() as stack:
             changed = await stack.enter_async_context(changes(self._disk, basis, source.size, self._resources))
@@ -198,19 +196,17 @@ class DiskBackup:
                 audited=audited,
             )
             steps = await stack.enter_async_context(aclosing(remaining(plan, writer, meter)))
-            if basis.record is None:
-                await haul(
-                    steps,
-                    source,
-                    writer,
-                    crew=self._resources.crew,
-                    connections=limits.connections,
-                    pool=pool,
-                    lanes=lanes,
-                    meter=meter,
-                )
-            else:
-                await transfer(steps, source, writer, pool=pool, lanes=lanes, meter=meter)
+            await haul(
+                steps,
+                source,
+                writer,
+                crew=self._resources.crew,
+                connections=limits.connections,
+                pool=self._resources.pool,
+                lanes=limits.requests * limits.connections,
+                meter=meter,
+                dense=basis.record is None,
+            )
         result = await writer.finish()
         return replace(audit, chunks=meter.audited) if audit is not None else None, result
 

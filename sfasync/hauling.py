@@ -53,8 +53,9 @@ async def haul(
     pool: BufferPool,
     lanes: int,
     meter: Meter,
+    dense: bool,
 ) -> None:
-    """Carry out a plan of DATA, each step a chunk, and ZERO.
+    """Carry out a plan whose DATA are chunks.
 
     Args:
         plan: What to do, in order; closed by the caller.
@@ -65,6 +66,7 @@ async def haul(
         pool: Gives the memory.
         lanes: As of `transfer`.
         meter: Counts what is done.
+        dense: Whether long stretches are likely; otherwise threads come with the first one.
 
     Raises:
         SfasyncError: As of `transfer`.
@@ -76,6 +78,8 @@ async def haul(
     plan = Plan(plan)
     recess = Recess()
     least = max(2, crew.count - 1)  # with fewer of them than processors, the pipeline seals more at a time
+    if not dense:
+        await pipeline(again([], plan, piece=writer.chunk_size, enough=_Dense()))
     while not plan.ended:
         kept: list[Step] = []
         left: list[Step] = []

@@ -1,4 +1,4 @@
-"""Full backups that threads carry: every byte, what is the pipeline's, and how they end."""
+"""Backups that threads carry: every byte, what is the pipeline's, and how they end."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import random
 import signal
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from sfasync import Engine, Limits, Repository, Retry, SourceError, StorageError
 from sfasync.extents import Action, Step
 from sfasync.hauling import _each, _stretches
+from sfasync.nbd.uri import parse_uri
 from sfasync.store.intake import Intake
 from sfasync.store.writer import ChunkWriter
 from sfasync.units import KiB, MiB
@@ -25,6 +28,7 @@ from sfasync.units import KiB, MiB
 from .support.images import same_content
 from .support.resetting import resetting
 from .support.servers import nbdkit
+from .support.tracking import TrackedSnapshot, TrackingPlatform
 
 SIZE = 52 * MiB + 12 * KiB
 
@@ -250,6 +254,43 @@ async def test_threads_are_tried_again(
             await check(engine, backup.id, image, tmp_path / "restored")
     assert proxy.resets == 1
     assert sum(carried) > 24 * MiB, "more than three began"
+
+
+class Served(TrackingPlatform):
+    """Its disk is read from a server, of a file."""
+
+    def __init__(self, content: bytes, path: Path, uri: str) -> None:
+        super().__init__({"vda": content})
+        self._path = path
+        self._address = parse_uri(uri)
+
+    @asynccontextmanager
+    async def snapshot(self, vm: str, **wanted: Any) -> AsyncIterator[TrackedSnapshot]:
+        async with super().snapshot(vm, **wanted) as view:
+            (disk,) = view.disks
+            self._path.write_bytes(disk.address.content)
+            view.disks = [replace(disk, address=self._address)]  # type: ignore[arg-type]  # in place of memory
+            yield view
+
+
+async def test_a_long_change_is_for_threads(
+    repository: Repository, tmp_path: Path, carried: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sfasync.hauling._DENSE", 4)
+    path, chance = tmp_path / "disk.raw", random.Random(12)
+    path.write_bytes(bytes(48 * MiB))
+    with nbdkit("file", path) as server:
+        async with Engine(repository) as engine:
+            platform = Served(chance.randbytes(48 * MiB), path, server.uri)
+            await engine.backup_vm("vm", platform=platform)
+            carried.clear()
+            for offset, length in ((MiB, 4096), (10 * MiB + 512, 24 * MiB), (40 * MiB, MiB)):
+                platform.vm_disks["vda"].write(offset, chance.randbytes(length))
+            backup = await engine.backup_vm("vm", platform=platform, audit="10%")
+            await check(engine, backup.id, path, tmp_path / "restored")
+    assert backup.disks[0].mode == "incremental"
+    assert 12 * MiB < sum(carried) <= 24 * MiB, "the long one, when it was seen to be long"
+    assert not backup.untold
 
 
 @given(picture=st.text("Dz0", max_size=60), taken=st.integers(0, 5))
