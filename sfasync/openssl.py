@@ -107,11 +107,14 @@ class SecureSocket:
         return self._carry_out(self._session.library.read, self._session.pointer, buffer, writable=True)
 
     def fill(self, buffer: memoryview) -> int:
-        """As `recv_into`, but of as many records as it takes, up to some limit: for bytes that are sure to come."""
+        """As `recv_into`, but of as many records as it takes, up to some limit: for bytes that are sure to come.
+
+        What came just before the connection was lost, or before damage, is not told.
+        """
         if len(buffer) <= _KEPT:
             return self.recv_into(buffer)
         with buffer[:_AT_ONCE] as part:
-            return self._carry_out(self._session.library.fill, self._filler, part, writable=True)
+            return self._carry_out(self._session.library.fill, self._filler, part, enough=len(part), writable=True)
 
     def sendmsg(self, parts: Sequence[Buffer]) -> int:
         """Send some of these bytes, which are not empty; returns how many.
@@ -149,20 +152,29 @@ class SecureSocket:
         finally:
             self._using.release()
 
-    def _carry_out(self, function: Callable[..., int], end: int, data: Buffer, *, writable: bool) -> int:
+    def _carry_out(
+        self, function: Callable[..., int], end: int, data: Buffer, *, enough: int = 1, writable: bool
+    ) -> int:
+        """Make a call of OpenSSL; returns how many bytes it moved.
+
+        With fewer of them than are enough something has ended it, which OpenSSL and the system tell only once.
+        """
         library = self._session.library
         with self._using, Memory(data, writable=writable) as memory:
             if self._closed:
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             while True:
                 library.forget_errors()
-                if function(end, memory.address, memory.length, ctypes.byref(self._count)):
-                    return self._count.value
-                if not self._interrupted():
-                    return 0
+                done = function(end, memory.address, memory.length, ctypes.byref(self._count))
+                count = self._count.value if done else 0
+                if count >= enough:
+                    return count
+                interrupted = self._interrupted()
+                if count or not interrupted:
+                    return count
 
     def _interrupted(self) -> bool:
-        """Whether a call that did nothing has to be made again; otherwise the connection was ended.
+        """Whether a signal ended the last call, which is to be made again; otherwise the server ended the connection.
 
         Raises:
             OSError, TlsError: It was lost.
@@ -170,7 +182,7 @@ class SecureSocket:
         library = self._session.library
         number = ctypes.get_errno()
         kind = library.outcome(self._session.pointer, 0)
-        if kind in (ssl.SSL_ERROR_WANT_READ, ssl.SSL_ERROR_WANT_WRITE):  # by a signal
+        if kind in (ssl.SSL_ERROR_WANT_READ, ssl.SSL_ERROR_WANT_WRITE):
             return True
         error = library.last_error()
         if kind == ssl.SSL_ERROR_SYSCALL and number:

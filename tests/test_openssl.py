@@ -5,6 +5,7 @@ from __future__ import annotations
 import _ssl
 import ctypes
 import random
+import select
 import signal
 import socket
 import ssl
@@ -243,27 +244,38 @@ def test_the_server_ends_with_part_of_it(pair: Pair) -> None:
     assert near.fill(buffer) == 0
 
 
-@pytest.mark.parametrize("length", [10, 1 << 20])
-def test_damage_is_told(pair: Pair, length: int) -> None:
+@pytest.mark.parametrize(("before", "length"), [(0, 10), (0, 1 << 20), (RECORD, 1 << 20)])
+def test_damage_is_told(pair: Pair, before: int, length: int) -> None:
     near = pair.lend()
-    record = bytearray(in_memory(pair, bytes(1000)))
-    record[-1] ^= 1
-    pair.far.sendall(record)
+    records = bytearray(in_memory(pair, bytes(before + 1000)))
+    records[-1] ^= 1
+    pair.far.sendall(records)
     with pytest.raises(TlsError, match="peer: TLS failed: decryption failed or bad record mac"):
         near.fill(memoryview(bytearray(length)))
 
 
-def test_a_reset_is_an_error_of_the_system(certificates: Path, pair: Pair) -> None:
+@pytest.mark.parametrize("before", [0, RECORD])
+def test_a_reset_is_an_error_of_the_system(pair: Pair, threads: ThreadPoolExecutor, before: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         connected = socket.create_connection(listening.getsockname())
         far, _ = listening.accept()
     near = pair.lend(connected)
+    reading, _ = inside(threads, near, 1 << 20)
+    if before:
+        far.sendall(in_memory(pair, bytes(before)))
+        while unread(connected):
+            pass
     far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     far.close()
     with pytest.raises(ConnectionResetError):
-        near.fill(memoryview(bytearray(1 << 20)))
+        reading.result()
     with pytest.raises(OSError, match="Broken pipe"):
         near.sendmsg([b"data"])
+
+
+def unread(connected: socket.socket) -> bool:
+    """Whether something has come that nobody has taken."""
+    return bool(select.select([connected], [], [], 0)[0])
 
 
 def test_signals_do_not_end_a_call(pair: Pair, threads: ThreadPoolExecutor) -> None:
