@@ -229,33 +229,45 @@ class _Library:
         self._push = call(short, "BIO_push", POINTER, POINTER, POINTER)
         self._ssl_bio = call(short, "BIO_f_ssl", POINTER)()
         self._buffering_bio = call(short, "BIO_f_buffer", POINTER)()
-        self._latest = threading.local()
+        self._making = threading.local()
         self._on_new = _ON_NEW(self._note)
         self._call_back(short)
 
     def _call_back(self, library: ctypes.PyDLL) -> None:
         """Have OpenSSL tell of each session it makes, until Python ends."""
         new_index = call(library, "CRYPTO_get_ex_new_index", _INT, _INT, _LONG, POINTER, _ON_NEW, POINTER, POINTER)
-        free_index = call(library, "CRYPTO_free_ex_index", _INT, _INT, _INT)
-        index = new_index(_EX_INDEX_SSL, 0, None, self._on_new, None, None)
-        if index < 0:
+        self._free_index = call(library, "CRYPTO_free_ex_index", _INT, _INT, _INT)
+        self._index = new_index(_EX_INDEX_SSL, 0, None, self._on_new, None, None)
+        if self._index < 0:
             raise _no_memory()
-        atexit.register(free_index, _EX_INDEX_SSL, index)
+        atexit.register(self._hear_no_more)
+
+    def _hear_no_more(self) -> None:
+        """The end of Python; that this is to be called then keeps alive what OpenSSL calls, whoever has dropped it."""
+        self._free_index(_EX_INDEX_SSL, self._index)
 
     def _note(self, pointer: int, *_: Any) -> None:
-        self._latest.pointer = pointer
+        """Called for all sessions of the process, in the threads that make them."""
+        told = getattr(self._making, "told", None)
+        if told is not None:
+            told.append(pointer)
 
     def made(self, make: Callable[[], ssl.SSLObject]) -> tuple[ssl.SSLObject, Session | None]:
-        """What a function has made, and its session if OpenSSL told of it.
+        """What a function has made, and its session if OpenSSL told of one, and of no other: nothing else says whose is
+        whose, and the collector of garbage may run anything meanwhile.
 
         The session reads ahead, which is one call of the system for a record instead of two, and a write ends with all
         its records instead of one.
         """
-        self._latest.pointer = None
-        owner = make()
-        pointer = self._latest.pointer
-        if pointer is None:
+        told: list[int] = []
+        self._making.told = told
+        try:
+            owner = make()
+        finally:
+            del self._making.told
+        if len(told) != 1:
             return owner, None
+        (pointer,) = told
         self._read_ahead(pointer, 1)
         self._control(pointer, _SSL_CTRL_CLEAR_MODE, _SSL_MODE_ENABLE_PARTIAL_WRITE, None)
         return owner, Session(self, pointer, owner)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _ssl
 import ctypes
+import gc
 import random
 import select
 import signal
@@ -11,6 +12,7 @@ import socket
 import ssl
 import struct
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -351,3 +353,21 @@ def test_threads_tell_their_sessions_apart(certificates: Path) -> None:
     with ThreadPoolExecutor(2) as threads:
         first, second = threads.submit(make), threads.submit(make)
     assert len({*first.result(), *second.result()}) == 100
+
+
+def test_who_makes_several_at_once_gets_none(certificates: Path) -> None:
+    """Another one may be made in between, by whatever Python cleans away just then."""
+    assert LIBRARY is not None
+    another, session = LIBRARY.made(lambda: (Server(certificates).tls, Server(certificates).tls)[1])
+    assert session is None
+    assert another.version() is None
+
+
+def test_openssl_goes_on_telling_a_library_that_was_dropped(certificates: Path) -> None:
+    """Two threads that need the first one at the same time make two, of which one stays."""
+    dropped = weakref.ref(openssl._Library(_ssl.__file__))
+    gc.collect()
+    assert dropped() is not None, "OpenSSL will call what is gone"
+    assert LIBRARY is not None
+    _, session = LIBRARY.made(lambda: Server(certificates).tls)
+    assert session is not None
