@@ -39,9 +39,13 @@ _BIO_NOCLOSE: Final = 0
 _UNEXPECTED_EOF: Final = 294  # sslerr.h, SSL_R_UNEXPECTED_EOF_WHILE_READING; since 3.0
 _REASON_MASK: Final = 0x7FFFFF  # err.h, since 3.0
 
+_LEAST: Final = (3, 0, 0, 1)
+"""The first version of which sessions are lent (`ssl.OPENSSL_VERSION_INFO`). Before 3.0.1, and in many a 1.1.1, to free
+an SSL BIO is to say goodbye to the server, against orders (openssl#16688). LibreSSL and AWS-LC call themselves older.
+"""
+
 _KEPT: Final = 4 << 10
 """Up to this many bytes a buffering BIO would read more than it is asked for, and keep the rest (bf_buff.c)."""
-
 
 _AT_ONCE: Final = 1 << 20
 """Bytes that one call moves at most, so that whoever watches sees that some come."""
@@ -294,7 +298,9 @@ def _no_memory() -> OSError:
 
 @cache
 def library() -> _Library | None:
-    """The library that Python's own `ssl` uses; None where its calls cannot be reached."""
+    """The library that Python's own `ssl` uses; None where it is too old, or its calls cannot be reached."""
+    if ssl.OPENSSL_VERSION_INFO < _LEAST:
+        return None
     try:
         path = importlib.import_module("_ssl").__file__  # None where it is part of the interpreter
         return _Library(path) if path is not None else None

@@ -371,3 +371,9 @@ def test_openssl_goes_on_telling_a_library_that_was_dropped(certificates: Path) 
     assert LIBRARY is not None
     _, session = LIBRARY.made(lambda: Server(certificates).tls)
     assert session is not None
+
+
+@pytest.mark.parametrize("version", [(1, 1, 1, 13, 15), (3, 0, 0, 0, 15), (2, 0, 0, 0, 0)])
+def test_old_ones_are_left_alone(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int, int, int, int]) -> None:
+    monkeypatch.setattr(ssl, "OPENSSL_VERSION_INFO", version)
+    assert openssl.library.__wrapped__() is None
