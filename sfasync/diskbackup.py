@@ -195,7 +195,9 @@ class DiskBackup:
                 parent_size=basis.record.size if basis.record is not None else None,
                 audited=audited,
             )
-            steps = await stack.enter_async_context(aclosing(remaining(plan, writer, meter)))
+            if self._session.interrupted is not None:
+                plan = remaining(plan, writer, meter)
+            steps = await stack.enter_async_context(aclosing(plan))
             await haul(
                 steps,
                 source,
