@@ -189,6 +189,7 @@ class Carriers:
     def __init__(self, hands: list[_Hand], crew: Crew, meter: Meter) -> None:
         self.count = len(hands)
         self._hands = hands
+        self._idle = list(hands)  # who worked last is next: what serves its ends is in caches, here and at the server
         self._crew = crew
         self._meter = meter
         self._turn = asyncio.Lock()  # an async generator takes one caller at a time
@@ -211,7 +212,7 @@ class Carriers:
             SfasyncError: The plan or a `zero` failed; with `disk` set. Cancelling leaves no read or write behind.
         """
 
-        async def lane(hand: _Hand) -> None:
+        async def lane() -> None:
             while self.count:
                 async with self._turn:
                     step = await anext(plan, None)
@@ -224,13 +225,15 @@ class Carriers:
                 else:
                     async with self._crew.hired() as thread:
                         slot = await pool.acquire(min(piece, step.length))
+                        hand = self._idle.pop()  # there are as many as lanes
                         try:
                             await self._move(hand, thread, step, slot.view, sink)
                         finally:
+                            self._idle.append(hand)
                             slot.release()
 
         try:
-            await run_all(lane(hand) for hand in self._hands)
+            await run_all(lane() for _ in self._hands)
         except SfasyncError as error:
             error.disk = error.disk or self._meter.id
             raise

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Set
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,13 @@ from hypothesis import strategies as st
 
 from sfasync import DeadlineError, Engine, Limits, Retry, SourceError, TargetError, Timeouts
 from sfasync.blocking import Reader, Writer
+from sfasync.buffers import BufferPool
+from sfasync.carrying import carriers
+from sfasync.crew import Crew
+from sfasync.extents import pieces
 from sfasync.interfaces import Buffer
 from sfasync.models import CopyResult
+from sfasync.progress import Meter
 from sfasync.transport.export import open_export
 from sfasync.transport.line import PlainLine
 from sfasync.units import KiB, MiB
@@ -401,6 +406,7 @@ class ThreadedDisk(MemoryDisk):
         self.far = far
         self.calls = itertools.count()
         self.busy = 0  # threads that are in a call
+        self.used: set[_End] = set()
 
     @asynccontextmanager
     async def readers(self, count: int) -> AsyncIterator[list[Reader]]:
@@ -433,6 +439,7 @@ class _End:
         assert offset % disk.block_size == 0
         assert length % disk.block_size == 0 or offset + length == disk.size
         number = next(disk.calls)
+        disk.used.add(self)
         disk.busy += 1
         try:
             yield number in disk.faults
@@ -448,6 +455,24 @@ class _End:
 
     def stop(self) -> None:
         self._stopped.set()
+
+
+async def test_where_others_have_their_turns_it_is_always_the_same_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a server has as many threads and buffers in its caches as are of use."""
+    monkeypatch.setattr("sfasync.crew._LATE", 60.0)
+    source, target = (ThreadedDisk(fill * 64 * KiB, block_size=512, faults=set(), far=1 << 40) for fill in (b"x", b"-"))
+    crew, meter, pool = Crew(), Meter("vda", source.size), BufferPool(MiB)
+    async with AsyncExitStack() as others:
+        for _ in range(crew.count - 1):
+            await others.enter_async_context(crew.hired())
+        async with carriers(source, target, crew=crew, connections=crew.count + 1, block=0, meter=meter) as threads:
+            assert threads.count == crew.count
+            plan = pieces(source.extents(), size=source.size, piece=KiB, alignment=512)
+            async with aclosing(plan):
+                assert await threads.carry(plan, target, piece=512, pool=pool) == []
+    assert target.content == source.content
+    assert (len(source.used), len(target.used)) == (1, 1)
+    crew.close()
 
 
 @dataclass(frozen=True)
