@@ -1,7 +1,7 @@
 """TLS in the hands of a thread: OpenSSL's own calls, over a socket that blocks.
 
 Python's `ssl` gives one record at a time, 16 KiB at most, and gives up the interpreter's lock for each: threads would
-wait for it longer than they gain. The library under it fills a mebibyte in one call, by a *buffering BIO* over an *SSL
+wait for it longer than they gain. The library under it fills mebibytes in one call, by a *buffering BIO* over an *SSL
 BIO* (BIO_f_buffer(3), BIO_f_ssl(3)), and its names can be seen in the module that Python loads.
 
 Sessions are Python's own: made, verified and ended by `ssl`, which alone decides what is believed. OpenSSL tells which
@@ -46,9 +46,6 @@ an SSL BIO is to say goodbye to the server, against orders (openssl#16688). Libr
 
 _KEPT: Final = 4 << 10
 """Up to this many bytes a buffering BIO would read more than it is asked for, and keep the rest (bf_buff.c)."""
-
-_AT_ONCE: Final = 1 << 20
-"""Bytes that one call moves at most, so that whoever watches sees that some come."""
 
 
 class Session(NamedTuple):
@@ -100,6 +97,13 @@ class SecureSocket:
                 library.free(end)
             library.free_all(self._filler)
             raise _no_memory()
+        self._ciphertext = library.incoming(pointer)
+
+    @property
+    def moved(self) -> int:
+        """Bytes of the connection that have come and left so far, also of a call that is under way; before `close`."""
+        library = self._session.library
+        return library.count_read(self._ciphertext) + library.count_written(self._ciphertext)  # type: ignore[no-any-return]
 
     def recv_into(self, buffer: memoryview) -> int:
         """Some bytes, of one record; 0 if the server has ended the connection.
@@ -111,14 +115,13 @@ class SecureSocket:
         return self._carry_out(self._session.library.read, self._session.pointer, buffer, writable=True)
 
     def fill(self, buffer: memoryview) -> int:
-        """As `recv_into`, but of as many records as it takes, up to some limit: for bytes that are sure to come.
+        """As `recv_into`, but all that go in, of as many records as it takes, unless the connection ends.
 
         What came just before the connection was lost, or before damage, is not told.
         """
         if len(buffer) <= _KEPT:
             return self.recv_into(buffer)
-        with buffer[:_AT_ONCE] as part:
-            return self._carry_out(self._session.library.fill, self._filler, part, enough=len(part), writable=True)
+        return self._carry_out(self._session.library.fill, self._filler, buffer, enough=len(buffer), writable=True)
 
     def sendmsg(self, parts: Sequence[Buffer]) -> int:
         """Send some of these bytes, which are not empty; returns how many.
@@ -126,8 +129,7 @@ class SecureSocket:
         Raises:
             OSError, TlsError: The connection is lost.
         """
-        with memoryview(parts[0])[:_AT_ONCE] as part:
-            count = self._carry_out(self._session.library.write, self._session.pointer, part, writable=False)
+        count = self._carry_out(self._session.library.write, self._session.pointer, parts[0], writable=False)
         if not count:
             raise OSError(errno.EPIPE, os.strerror(errno.EPIPE))
         return count
@@ -223,6 +225,8 @@ class _Library:
         self.outgoing = call(short, "SSL_get_wbio", POINTER, POINTER)
         self.set_ends = call(short, "SSL_set_bio", None, POINTER, POINTER, POINTER)
         self.set_socket = call(short, "SSL_set_fd", _INT, POINTER, _INT)
+        self.count_read = call(short, "BIO_number_read", ctypes.c_uint64, POINTER)
+        self.count_written = call(short, "BIO_number_written", ctypes.c_uint64, POINTER)
         self.keep = call(short, "BIO_up_ref", _INT, POINTER)
         self.free = call(short, "BIO_free", _INT, POINTER)
         self.free_all = call(short, "BIO_free_all", None, POINTER)

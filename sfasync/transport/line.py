@@ -310,6 +310,14 @@ class SecureLine(Line):
     """A connection with TLS, which has a call for many records."""
 
     descriptor: SecureSocket
+    _moved = 0  # bytes of the connection, as far as the loop knows
+
+    def watch(self) -> None:
+        moved = self.descriptor.moved
+        if moved != self._moved:  # perhaps in the midst of a call
+            self._moved = moved
+            self._progress = time.monotonic()
+        super().watch()
 
     def _fill(self, buffer: memoryview) -> None:
         while buffer:

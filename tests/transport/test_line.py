@@ -6,10 +6,12 @@ import asyncio
 import random
 import resource
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from types import SimpleNamespace
+from typing import Protocol, cast
 
 import pytest
 
@@ -18,6 +20,7 @@ from sfasync.errors import ConnectionLostError, DeadlineError, RequestError, Wri
 from sfasync.interfaces import Buffer
 from sfasync.models import Retry, Timeouts
 from sfasync.transport.export import Export, open_export
+from sfasync.transport.line import Line
 from sfasync.units import MiB
 from sfasync.workers import Workers, settled
 
@@ -442,6 +445,44 @@ async def test_a_server_that_is_busy_is_given_up(thread: Workers) -> None:
             await export.connected()
             with pytest.raises(DeadlineError, match="no byte came or left"):
                 await read(thread, export, READ)
+
+
+async def test_a_server_that_is_slow_is_not_given_up(
+    thread: Workers, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has come counts, and not only calls that are over: one of OpenSSL may last until all is there."""
+    clock = SimpleNamespace(now=0.0)
+    times = SimpleNamespace(monotonic=lambda: clock.now, perf_counter=time.perf_counter)
+    monkeypatch.setattr("sfasync.transport.line.time", times)
+    asked, more = asyncio.Event(), asyncio.Event()
+
+    async def slow(client: Client) -> None:
+        await client.open(SIZE)
+        request = await client.request()
+        asked.set()
+        for part in cut(peer.data(request.cookie, 0, bytes(request.length), done=True), 1000, request.length // 2):
+            await more.wait()
+            more.clear()
+            await client.say(part)
+        await client.silence()
+
+    async with (
+        asyncio.timeout(10),
+        opened(honest, slow, timeouts=Timeouts(stall=30)) as export,
+        export.readers(1) as readers,
+    ):
+        (reader,) = cast("list[Line]", readers)
+        reading = thread.submit(reader.read_into, 0, memoryview(bytearray(SIZE)))
+        await asked.wait()
+        for clock.now in (20, 45):
+            more.set()
+            while reader._progress < clock.now:
+                reader.watch()
+                await asyncio.sleep(0.001)
+        clock.now = 70
+        reader.watch()
+        more.set()
+        await settled(reading, stop=reader.stop)
 
 
 @pytest.mark.parametrize("tcp", [False, True], ids=["unix", "tcp"])
