@@ -14,6 +14,8 @@ import pytest
 from sfasync import Engine, IntegrityError, Limits, NoSpaceError, Repository, TargetError
 from sfasync.interfaces import Buffer
 from sfasync.store.disk import StoredDisk, _DiskReader
+from sfasync.store.names import pack_key
+from sfasync.store.seal import BlobKind
 from sfasync.transport.file import FileSink
 from sfasync.units import KiB, MiB
 
@@ -24,6 +26,7 @@ from .support.servers import nbdkit, qemu_nbd
 
 CHUNK = 256 * KiB
 SIZE = 10 * MiB + 12 * KiB
+LAST = SIZE // CHUNK
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,35 @@ async def test_damage_is_told_as_by_the_pipeline(saved: Saved, tmp_path: Path, c
     assert told[0][1] == "vda"
     assert counts.carried
     assert not list((tmp_path / "restored").iterdir())
+
+
+@pytest.mark.parametrize("index", [0, 3, 16, 24, LAST])
+async def test_damage_is_told_wherever_it_is_and_nothing_wrong_is_written(
+    saved: Saved, tmp_path: Path, counts: Counts, index: int
+) -> None:
+    """What is read first, the end of a stretch, one after the beginning of another, one alone, and the disk's end."""
+    shutil.copytree(saved.place, tmp_path / "repository")
+    target = tmp_path / "target.raw"
+    target.write_bytes(b"\xff" * SIZE)
+    repository = await Repository.open(tmp_path / "repository")
+    async with repository, Engine(repository) as engine:
+        tree = repository.open_disk(await repository.find(saved.id), "vda")._tree
+        digests = [tree.digest(0, number) for number in range(LAST + 1)]
+        length = min(CHUNK, SIZE - index * CHUNK)
+        (copy,) = repository._locator.locations(BlobKind.CHUNK, digests[index], length)
+        flip(tmp_path / "repository" / pack_key(copy.pack), copy.offset + copy.length // 2)
+        with nbdkit("file", target) as server, pytest.raises(IntegrityError, match="is damaged") as failure:
+            await engine.restore_vm(saved.id, to_disks={"vda": server.uri})
+        assert engine._resources.pool.in_use == 0
+    damaged = {number * CHUNK for number, digest in enumerate(digests) if digest == digests[index]}
+    assert failure.value.disk == "vda"
+    assert failure.value.offset in damaged
+    assert failure.value.length == length
+    image, written = saved.image.read_bytes(), target.read_bytes()
+    for offset in range(0, SIZE, 4 * KiB):
+        right, there = image[offset:][: 4 * KiB], written[offset:][: 4 * KiB]
+        is_damaged = offset - offset % CHUNK in damaged
+        assert there == b"\xff" * len(there) or (there == right and not is_damaged), f"at {offset}"
 
 
 async def test_a_full_target_ends_it(
