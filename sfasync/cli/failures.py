@@ -18,12 +18,16 @@ EXIT_LOSS = 3
 class Interrupted(Exception):  # noqa: N818 - not a failure: the user's wish
     """A signal ended the job.
 
+    Args:
+        number: The signal.
+        untidy: What the job did not do before its end; nothing for a clean end.
+
     Attributes:
         number: The signal.
     """
 
-    def __init__(self, number: int) -> None:
-        super().__init__(f"interrupted by {signal.Signals(number).name}")
+    def __init__(self, number: int, untidy: str = "") -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}{'; ' if untidy else ''}{untidy}")
         self.number = number
 
 
@@ -77,9 +81,10 @@ def describe(error: BaseException) -> Failure:
         )
     if isinstance(cause, click.ClickException):
         return Failure(code="usage", exit=EXIT_USAGE, message=_usage_message(cause))
-    if isinstance(cause, Interrupted | KeyboardInterrupt | click.Abort):
-        number = cause.number if isinstance(cause, Interrupted) else signal.SIGINT
-        return Failure(code="interrupted", exit=128 + number, message=str(Interrupted(number)))
+    if isinstance(cause, KeyboardInterrupt | click.Abort):
+        cause = Interrupted(signal.SIGINT)
+    if isinstance(cause, Interrupted):
+        return Failure(code="interrupted", exit=128 + cause.number, message=str(cause))
     return Failure(
         code="internal",
         exit=EXIT_INTERNAL,

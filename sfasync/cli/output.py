@@ -19,9 +19,11 @@ from .failures import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import TextIO
 
     from ..models import Progress
     from ..progress import ProgressCallback
+    from .failures import Failure
     from .progress import ProgressView
 
 _INTERVAL = 0.5  # seconds between two progress objects: at most two in a second
@@ -58,9 +60,7 @@ class Output:
     def event(self, event: str, fields: Mapping[str, object]) -> None:
         """An object for programs; only there with ``--json``."""
         if self.json:
-            import json  # nobody else waits for it
-
-            self._write(json.dumps({"event": event, **fields}, separators=(",", ":"), allow_nan=False))
+            self._write(_packed(event, fields))
 
     def result(self, command: str, fields: Mapping[str, object]) -> None:
         """The object that ends a successful command."""
@@ -74,11 +74,20 @@ class Output:
         failure = describe(error)
         if self.verbosity >= 2:
             self.note("".join(traceback.format_exception(error)).rstrip())
-        known = {"disk": failure.disk, "offset": failure.offset, "path": failure.path}
-        fields = {"ok": False, "code": failure.code, "exit": failure.exit, "message": failure.message}
         with suppress(StorageError):  # then stderr and the exit code have to do
-            self.event("error", fields | {name: value for name, value in known.items() if value is not None})
+            self.event("error", _failure_fields(failure))
         self.note(failure.message)
+        return failure.exit
+
+    def last_words(self, error: BaseException) -> int:
+        """As `failure`, from a signal handler of a process that ends now, which may be in any of these methods.
+
+        It waits for no reader, and uses no buffer or display that somebody may be in.
+        """
+        failure = describe(error)
+        if self.json:
+            _put(sys.stdout, _packed("error", _failure_fields(failure)))
+        _put(sys.stderr, f"{'' if self._view is None else os.linesep}sfasync: {failure.message}")
         return failure.exit
 
     def warning(self, text: str) -> None:
@@ -170,6 +179,26 @@ def progress_fields(progress: Progress) -> dict[str, object]:
             for disk in progress.disks
         ],
     }
+
+
+def _failure_fields(failure: Failure) -> dict[str, object]:
+    known = {"disk": failure.disk, "offset": failure.offset, "path": failure.path}
+    fields = {"ok": False, "code": failure.code, "exit": failure.exit, "message": failure.message}
+    return fields | {name: value for name, value in known.items() if value is not None}
+
+
+def _packed(event: str, fields: Mapping[str, object]) -> str:
+    import json  # nobody else waits for it
+
+    return json.dumps({"event": event, **fields}, separators=(",", ":"), allow_nan=False)
+
+
+def _put(stream: TextIO, line: str) -> None:
+    """Write a line to what is below a stream, if that takes it now."""
+    with suppress(OSError, ValueError):  # it was closed, or is none of the system's
+        descriptor = stream.fileno()
+        if _takes_more(descriptor):
+            os.write(descriptor, f"{line}\n".encode())
 
 
 def _takes_more(descriptor: int) -> bool:

@@ -77,8 +77,12 @@ class _Job:
         """Called between any two bytecodes of the main thread."""
         if self._task is None:
             _end(self._output.failure(Interrupted(number)))
-        if number == signal.SIGALRM or self._signal is not None or self._task.done():
+        if self._task.done():
             _end(128 + (self._signal or number))
+        if self._signal is not None:
+            late = f"after {GRACE:g} s its clean-up still waited for something that does not answer"
+            untidy = late if number == signal.SIGALRM else "its clean-up was cut off"
+            _end(self._output.last_words(Interrupted(self._signal, untidy)))
         self._signal = number
         signal.setitimer(signal.ITIMER_REAL, GRACE)
         self._loop.call_soon_threadsafe(self._cancel)

@@ -18,6 +18,8 @@ from ..support.command import Ended, finish
 
 PROMISE = 5.0  # seconds from a signal to the end
 
+UNTIDY = "sfasync: interrupted by SIGINT; after 0.2 s its clean-up still waited for something that does not answer\n"
+
 PRELUDE = """
 import asyncio, os, signal, sys, time
 from sfasync.cli import runner
@@ -103,7 +105,7 @@ def test_the_second_signal_ends_at_once() -> None:
         process.send_signal(signal.SIGINT)
         result, seconds = ended(process)
     assert result.status == 143, "the first signal is the reason"
-    assert not result.err
+    assert result.err == "sfasync: interrupted by SIGTERM; its clean-up was cut off\n"
     assert seconds < 1
 
 
@@ -120,8 +122,51 @@ def test_a_clean_up_that_takes_too_long_is_cut_off() -> None:
     with running(work) as process:
         process.send_signal(signal.SIGINT)
         result, seconds = ended(process)
-    assert result.status == 130
+    assert (result.status, result.err) == (130, UNTIDY)
     assert seconds < PROMISE
+
+
+def test_who_is_in_the_middle_of_a_line_can_be_cut_off() -> None:
+    """No lock of a stream is asked for; what was not written yet goes with the process."""
+    work = """
+        runner.GRACE = 0.2
+        async def work():
+            try:
+                ready()
+                await asyncio.sleep(60)
+            finally:
+                while True:
+                    sys.stderr.write("")
+                    sys.stdout.buffer.write(b"x" * 65536)
+    """
+    with running(work) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=PROMISE) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == UNTIDY
+
+
+def test_the_last_words_are_for_programs_too() -> None:
+    work = """
+        runner.GRACE = 0.2
+        class Output(Output):
+            def __init__(self):
+                super().__init__()
+                self.json = True
+
+        async def work():
+            try:
+                ready()
+                await asyncio.sleep(60)
+            finally:
+                await asyncio.sleep(60)
+    """
+    with running(work) as process:
+        process.send_signal(signal.SIGINT)
+        result, _ = ended(process)
+    assert (result.status, result.err) == (130, UNTIDY)
+    assert (result.last["event"], result.last["code"], result.last["exit"]) == ("error", "interrupted", 130)
+    assert f"sfasync: {result.last['message']}\n" == UNTIDY
 
 
 def test_work_that_waits_for_a_reader_of_stdout_can_be_ended() -> None:

@@ -3,10 +3,10 @@
     python -m tests.support.faulty FUNCTION FAULT N MARK ARGUMENT...
 
 `FUNCTION` is the name of one in `os`, or `flock`; of `open`, only calls that may write are counted. `FAULT` is
-``before`` or ``after`` (the process is killed before or after the call), ``stop`` (it is stopped before it),
-``cut-log`` or ``cut-all`` (before it, the power of the repository's file system is cut, as of `power.cut`, and the
-process killed) or the name of an errno (the call fails). The file `MARK` is created when the call is reached. strace
-can do the like, but counts the calls of each thread apart.
+``before`` or ``after`` (the process is killed before or after the call), ``stop`` (it is stopped before it), ``hang``
+(this call and those after it do not return), ``cut-log`` or ``cut-all`` (before it, the power of the repository's file
+system is cut, as of `power.cut`, and the process killed) or the name of an errno (the call fails). The file `MARK` is
+created when the call is reached. strace can do the like, but counts the calls of each thread apart.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import errno
 import fcntl
 import itertools
 import os
+import select
 import signal
 import sys
 import threading
@@ -36,9 +37,14 @@ def inject(function: str, fault: str, when: int, mark: str) -> None:
     calls = itertools.count(1)  # its next value is taken in one step, whatever the thread
 
     def faulty(*args: Any, **options: Any) -> Any:
-        if (function == "open" and not args[1] & _WRITING) or next(calls) != when:
+        if function == "open" and not args[1] & _WRITING:
+            return original(*args, **options)
+        number = next(calls)
+        if number < when or (number > when and fault != "hang"):
             return original(*args, **options)
         create(mark, os.O_CREAT | os.O_WRONLY, 0o600)
+        if fault == "hang":
+            select.select([], [], [])
         if fault.startswith("cut-"):
             cut(os.environ["SFASYNC_REPOSITORY"], fault.removeprefix("cut-"))
             _die()

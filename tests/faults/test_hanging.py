@@ -1,0 +1,63 @@
+"""A disk that hangs: a call of the operating system that does not return, in a thread of a backup or a restore.
+
+`make faults` lets each kind of call hang at several places; the ordinary tests a few.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from ..support.servers import nbdkit
+from .site import VM, Site
+
+CLEAN = "sfasync: interrupted by SIGINT\n"
+UNTIDY = "; after 4.5 s its clean-up still waited for something that does not answer\n"
+
+BACKUP = ("backup", VM, "--disk")
+RESTORE = ("restore", f"{VM}@latest", "--to")
+
+FEW = [(BACKUP, "pwrite", 2), (BACKUP, "fsync", 4), (RESTORE, "preadv", 2)]
+MORE = [
+    (BACKUP, function, when)
+    for function, most in (("open", 4), ("pwrite", 4), ("fsync", 8), ("link", 4), ("flock", 1))
+    for when in range(1, most + 1)
+]
+MORE += [(RESTORE, function, when) for function in ("pread", "preadv", "pwrite", "fsync") for when in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("command", "function", "when"),
+    [*FEW, *(pytest.param(*more, marks=pytest.mark.faults) for more in MORE if more not in FEW)],
+)
+def test_ctrl_c_ends_it_in_time(tmp_path: Path, command: tuple[str, ...], function: str, when: int) -> None:
+    """It says why it took so long, nobody needs to help the next one, and nothing is half-visible."""
+    site = Site(tmp_path, tmp_path / "repository")
+    site.init()
+    mark, target = tmp_path / "mark", tmp_path / "restored"
+    with nbdkit("file", site.image) as server:
+        assert site.back_up(server.uri) == 0
+        site.check(finished=True)
+        site.change()
+        where = f"disk={server.uri}" if command is BACKUP else str(target)
+        process = site.start(*command, where, program=("tests.support.faulty", function, "hang", str(when), str(mark)))
+        _until(mark, process)
+        process.send_signal(signal.SIGINT)
+        status = process.wait(60)
+    assert status == 130, site.said()
+    assert site.said() in (CLEAN, CLEAN.rstrip() + UNTIDY)
+    assert not target.exists() or not [entry for entry in target.iterdir() if not entry.name.startswith(".")]
+    site.check(finished=False)
+
+
+def _until(mark: Path, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a thread of the process hangs."""
+    deadline = time.monotonic() + 30
+    while not mark.exists():
+        assert process.poll() is None, "there was no such call"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
