@@ -20,6 +20,7 @@ import uvloop
 from hypothesis import settings
 
 from .support.certificates import make_certificates
+from .support.timeouts import pytest_runtest_logfinish as pytest_runtest_logfinish
 from .support.timeouts import pytest_timeout_set_timer as pytest_timeout_set_timer
 
 THREAD_TIMEOUT = 5.0

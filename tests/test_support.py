@@ -96,6 +96,14 @@ def test_that_hangs(hang, factory):
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(hang())
 
+@pytest.fixture
+def stuck():
+    yield
+    asyncio.run(idle())
+
+def test_that_fails_and_hangs(stuck):
+    pytest.fail()
+
 def test_that_comes_next():
     pass
 """
@@ -106,7 +114,7 @@ def test_a_test_that_hangs_fails_in_either_loop_and_the_next_one_runs(tmp_path: 
     (tmp_path / "conftest.py").write_text(
         "from tests.support import timeouts\n"
         "timeouts.GRACE = 0.3\n"
-        "pytest_timeout_set_timer = timeouts.pytest_timeout_set_timer\n"
+        "from tests.support.timeouts import pytest_runtest_logfinish, pytest_timeout_set_timer\n"
     )
     options = ["-q", "--timeout=0.3", f"--rootdir={tmp_path}", f"--config-file={os.devnull}"]
     run = subprocess.run(
@@ -117,5 +125,5 @@ def test_a_test_that_hangs_fails_in_either_loop_and_the_next_one_runs(tmp_path: 
         timeout=60,
     )
     assert run.returncode == 1, run.stdout
-    assert "6 failed, 1 passed" in run.stdout
-    assert run.stdout.count("TimedOut: the test took more than 0.3 s") >= 6
+    assert "7 failed, 1 passed, 1 error" in run.stdout
+    assert run.stdout.count("TimedOut: the test took more than 0.3 s") >= 7

@@ -22,7 +22,10 @@ class TimedOut(SystemExit):
 
 
 def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Settings) -> bool | None:
-    """Interrupt a test at its timeout, and again while it does not end."""
+    """Interrupt a test at its timeout, and again while it does not end.
+
+    pytest-timeout would leave it alone once it has failed, and it could hang in its clean-up.
+    """
     if settings.method != "signal":
         return None
 
@@ -31,11 +34,12 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Setting
             faulthandler.dump_traceback(2)  # shown with the failure
             raise TimedOut(f"the test took more than {settings.timeout:g} s")
 
-    def cancel() -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-
-    item.cancel_timeout = cancel  # type: ignore[attr-defined]  # where pytest_timeout_cancel_timer looks
     signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, settings.timeout, GRACE)
     return True
+
+
+def pytest_runtest_logfinish(nodeid: str, location: tuple[str, int | None, str]) -> None:
+    """The test has ended, and its clean-up too."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
