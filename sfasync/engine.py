@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .endpoints import STANDARD, Pipe, parse_disk, parse_endpoint
-from .errors import StateError, TargetRefusedError, UsageError, printable
+from .errors import StateError, StorageError, TargetRefusedError, UsageError, printable
 from .interfaces import BackupStore, Platform, Sink, Source
 from .jobs import Job
 from .models import ExportAddress, Limits, Retry, Timeouts, TlsPolicy, check_id
@@ -76,12 +76,21 @@ class Engine:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Cancel the jobs that still run, wait until they have ended, and give everything back. Idempotent."""
+        """Cancel the jobs that still run, wait until they have ended, and give everything back. Idempotent.
+
+        Raises:
+            StorageError: Some have not ended after 5 s: a disk hangs, and a thread in it has their memory. What they
+                use is given back when they end.
+        """
         self._closed = True
         try:
             await finish(self._end_jobs(), _CLOSE_SECONDS)
+        except TimeoutError as error:
+            raise StorageError(
+                f"{len(self._jobs)} jobs do not end within {_CLOSE_SECONDS:g} s: a disk that they use does not answer"
+            ) from error
         finally:
-            self._resources.close()
+            self._give_back()
 
     async def _end_jobs(self) -> None:
         jobs = list(self._jobs)
@@ -580,8 +589,17 @@ class Engine:
             raise StateError("the engine is closed; open another to start a job")
         job = Job(work, progress)
         self._jobs.add(job)
-        job.when_ended(self._jobs.discard)
+        job.when_ended(self._ended)
         return job
+
+    def _ended(self, job: Job[Any]) -> None:
+        self._jobs.discard(job)
+        if self._closed:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        if not self._jobs:
+            self._resources.close()
 
 
 def _places(

@@ -54,7 +54,10 @@ class Job(Generic[_T]):
         return self._reporter.snapshot()
 
     def cancel(self) -> None:
-        """Ask the job to end; it does so within 5 s, with nothing half-visible. Harmless when it has ended."""
+        """Ask the job to end; it does so within 5 s, with nothing half-visible. Harmless when it has ended.
+
+        Where a disk hangs, it ends when the disk answers: a thread that is in a call of the system has memory of it.
+        """
         self._task.cancel()
 
     async def result(self) -> _T:

@@ -45,6 +45,12 @@ class Workers:
         """As `run_to_end`, for clean-up: it is run, cancelled or not, as soon as a thread is free."""
         return await settled(self.submit(function, *args), surely=True)
 
+    async def run_anyway(self, function: Callable[..., _T], *args: object) -> _T:
+        """As `run`, for clean-up that touches no memory of the caller: it is run, whether cancelled or not."""
+        future = self.submit(function, *args)
+        await _end_of(future)
+        return future.result()
+
     def submit(self, function: Callable[..., _T], *args: object) -> Future[_T]:
         """Start a function in a thread, from any thread; one of these workers must not wait for it to begin.
 
@@ -93,13 +99,10 @@ async def settled(future: Future[_T], *, stop: Callable[[], None] | None = None,
     Raises:
         asyncio.CancelledError: The caller was cancelled. Ask the future whether the function ran, and what came of it.
     """
-    loop = asyncio.get_running_loop()
     cancellation: asyncio.CancelledError | None = None
     while not future.done():
-        ended = loop.create_future()
-        future.add_done_callback(partial(_tell, loop, ended))
         try:
-            await ended
+            await _end_of(future)
         except asyncio.CancelledError as error:
             cancellation = error
             if not surely:
@@ -111,6 +114,14 @@ async def settled(future: Future[_T], *, stop: Callable[[], None] | None = None,
             future.exception()  # seen: the cancellation goes first
         raise cancellation
     return future.result()
+
+
+def _end_of(future: Future[_T]) -> asyncio.Future[None]:
+    """Completes when the function has; cancelling it leaves that alone."""
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
+    future.add_done_callback(partial(_tell, loop, ended))
+    return ended
 
 
 def _tell(loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None], _: Future[_T]) -> None:

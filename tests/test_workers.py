@@ -118,6 +118,23 @@ async def test_clean_up_is_run_even_if_cancelled_before_a_thread_is_free() -> No
     workers.close()
 
 
+async def test_clean_up_that_nobody_waits_for_any_more_is_run_all_the_same() -> None:
+    workers, gate = Workers(1), Gate()
+    busy = workers.submit(gate.work)
+    cleaned: list[str] = []
+    task = asyncio.create_task(workers.run_anyway(cleaned.append, "up"))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not cleaned
+    gate.go.set()
+    await asyncio.wrap_future(busy)
+    await workers.run_anyway(cleaned.append, "and away")
+    assert cleaned == ["up", "and away"]
+    workers.close()
+
+
 async def test_a_cancelled_wait_asks_the_work_to_stop() -> None:
     workers, gate = Workers(1), Gate()
     future = workers.submit(gate.work)

@@ -35,7 +35,7 @@ from ..errors import (
 )
 from ..files import make_directory, storage_error, sync_directory
 from ..models import check_id
-from ..tasks import Looks, insist
+from ..tasks import Looks, finish, insist
 from ..units import KiB, MiB
 from ..workers import Workers, settled
 from .blobs import BlobReader
@@ -61,6 +61,7 @@ _WAITING = 1  # beside a thread for each core, while one waits for a disk: 1.08 
 _CLOSERS = 2
 _SCRIBES = 1  # not among the closers, for which it waits
 _POLL_SECONDS = 0.2
+_CLOSE_SECONDS = 5.0
 _MAX_TEXT = 4 * KiB
 _NOT_CONTENT = ("lost+found",)  # of a file system that is mounted there
 
@@ -155,12 +156,19 @@ class Repository:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Abort the sessions that are open and give everything back. Idempotent; no other call may follow."""
+        """Abort the sessions that are open and give everything back. Idempotent; no other call may follow.
+
+        Raises:
+            StorageError: That was not done after 5 s, because the disk hangs. It is when the disk answers.
+        """
         if self._closed:
             return
         self._closed = True
         try:
-            await self._workers.run_surely(self._close)
+            await finish(self._workers.run_anyway(self._close), _CLOSE_SECONDS)
+        except TimeoutError as error:
+            where = printable(self.location)
+            raise StorageError(f"{where} cannot be closed: its disk does not answer", path=where) from error
         finally:
             for workers in (self._workers, self._closers, self._scribes):
                 workers.close()

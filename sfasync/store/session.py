@@ -35,6 +35,7 @@ from ..errors import (
 )
 from ..interfaces import Hold
 from ..models import DiskRecord, Extent, FileRecord, Frozen, Interruption, Manifest
+from ..tasks import finish
 from ..workers import Workers
 from .annotations import current, of_backup, readable
 from .blobs import BlobReader
@@ -66,6 +67,7 @@ bounds. They take no more than a twentieth of the time of one thread.
 """
 
 _ENDED = ("committed", "aborted")
+_ABORT_SECONDS = 4.0  # cancelling a job ends it within 5 s
 _SOME_ID = "0" * 32
 
 
@@ -337,11 +339,14 @@ class Session:
     async def abort(self, *, keep: bool = True) -> None:
         """End the session without a backup; does nothing when it has ended. Runs to its end even if cancelled.
 
+        It is not waited for longer than 4 s, should the disk hang; closing the repository tells then.
+
         What is finished of frozen disks is made durable and noted, unless the repository failed; without `keep`, what
         this session noted is removed.
         """
         if self._state not in _ENDED:
-            await self._workers.run_surely(partial(self.abort_now, keep=keep))
+            with suppress(TimeoutError):
+                await finish(self._workers.run_anyway(partial(self.abort_now, keep=keep)), _ABORT_SECONDS)
 
     # --- in a thread --------------------------------------------------------------------------------------------------
 

@@ -5,13 +5,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import os
+import random
 import signal
 import subprocess
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sfasync import Engine, Repository, StorageError
+from sfasync.units import MiB
+
+from ..support.memory import MemoryDisk
 from ..support.servers import nbdkit
 from .site import VM, Site
 
@@ -61,3 +72,48 @@ def _until(mark: Path, process: subprocess.Popen[bytes]) -> None:
         assert process.poll() is None, "there was no such call"
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    ("kind", "function", "when"),
+    [("backup", "pwrite", 1), ("backup", "pwrite", 2), ("backup", "fsync", 6), ("restore", "preadv", 2)],
+)
+async def test_closing_does_not_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, function: str, when: int
+) -> None:
+    """The job ends when the disk answers, and all that it used is given back then; nothing stands in anybody's way."""
+    monkeypatch.setattr("sfasync.engine._CLOSE_SECONDS", 0.3)
+    monkeypatch.setattr("sfasync.store.repository._CLOSE_SECONDS", 0.3)
+    content = random.Random(1).randbytes(4 * MiB)
+    repository = await Repository.init(tmp_path / "repository")
+    engine = Engine(repository)
+    before = await engine.backup_vm(VM, {"vda": MemoryDisk(content)})
+    hangs, answers = threading.Event(), threading.Event()
+    calls = itertools.count(1)
+    original = getattr(os, function)
+
+    def hang(*arguments: Any) -> Any:
+        if next(calls) >= when:
+            hangs.set()
+            answers.wait(60)
+        return original(*arguments)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, function, hang)
+        if kind == "backup":
+            job: Any = engine.start_backup(VM, {"vda": MemoryDisk(content[::-1])})
+        else:
+            job = engine.start_restore(before.id, to=tmp_path / "restored")
+        while not hangs.is_set():
+            await asyncio.sleep(0.005)
+        with pytest.raises(StorageError, match=r"1 jobs do not end within 0\.3 s"):
+            await engine.aclose()
+        with suppress(StorageError) if kind == "restore" or when == 1 else pytest.raises(StorageError, match="closed"):
+            await repository.aclose()
+        assert not job.done
+    answers.set()
+    await job.ended()
+    async with await Repository.open(tmp_path / "repository") as again, Engine(again) as other:
+        await other.restore_vm(before.id, to=tmp_path / "again", verify_after=True)
+        assert [backup.id for backup in await again.backups()] == [before.id]
+        await other.backup_vm(VM, {"vda": MemoryDisk(content)}, wait=20)
