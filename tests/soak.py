@@ -38,7 +38,6 @@ CYCLES_OF_A_REPOSITORY = 40
 BACKUPS_COMPARED = 6  # of older ones the expected bytes are not kept
 
 _SIZE = 48 * MIB + 512
-_INSTANTS = (0.2, 1.5)  # seconds between which a backup is ended; before them Python itself is not ready for signals
 
 
 @dataclass
@@ -51,6 +50,7 @@ class Soak:
         expected: Files with the content of the newest backups, by id.
         acknowledged: Ids of all backups that must be listed.
         counts: What happened, for the report.
+        lasted: Seconds from the first word of the last backup that was not ended to its end.
     """
 
     place: Path
@@ -58,6 +58,7 @@ class Soak:
     expected: dict[str, Path] = field(default_factory=dict)
     acknowledged: set[str] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
+    lasted: float = 0.5
 
     @property
     def image(self) -> Path:
@@ -126,12 +127,18 @@ class Soak:
         with self.log.open("wb") as log:
             command = self.arguments("backup", VM, "--disk", f"disk={uri}", "-vv")
             process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment())
+        while process.poll() is None and not self.log.stat().st_size:
+            time.sleep(0.002)
+        began = time.monotonic()  # Python is ready for signals now
         if ending is not None:
             try:
-                process.wait(self.source.uniform(*_INSTANTS))
+                process.wait(self.source.uniform(0.0, self.lasted))
             except subprocess.TimeoutExpired:
                 process.send_signal(ending)
-        return process.wait(60)
+        status = process.wait(60)
+        if status == 0:
+            self.lasted = time.monotonic() - began
+        return status
 
     def account_for(self, finished: bool) -> None:
         """See that what was acknowledged is listed, and at most what was committed at the last moment besides."""
