@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -50,7 +51,10 @@ _SHORT: Final = 0.003
 """Seconds of waiting for a piece that do no harm: three threads with 2 MiB each move 2 GB/s so."""
 
 _PATIENCE: Final = 0.03
-"""Seconds of longer waits, one after another, after which an end is far away."""
+"""Seconds of longer waits, one after another, after which an end is far away: of all threads together at first, of
+each once a piece has come at once. A far end shows with its first answer, and costs one; a near one that hiccups is
+not to be taken for it.
+"""
 
 _RETREAT: Final = 2.0
 """Seconds that threads have for the pieces they are at, when one of them has failed. One that waits for a server that
@@ -58,7 +62,7 @@ hangs is not waited for, which costs its connection.
 """
 
 _WAITS: Final = 3
-"""How many of them there are at least."""
+"""How many of them there are at least, once a piece has come at once."""
 
 _WAITING: Final = 0.75
 """Part of the time that they take: where the machine is busy, everything else takes longer too."""
@@ -74,27 +78,56 @@ class _Moved(NamedTuple):
     writing: float
 
 
+class _Distance:
+    """How far away the ends of a copy are, by how long they let its threads wait; told by all of them.
+
+    Args:
+        count: How many threads there are.
+
+    Attributes:
+        far: Whether they let them wait again and again.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.far = False
+        self._count = count
+        self._near = False  # whether a piece came at once
+        self._lock = threading.Lock()
+        self._waits = 0  # longer ones, one after another
+        self._waited = 0.0  # what they took together
+        self._taken = 0.0  # and all pieces with them
+
+    def judge(self, waited: float, taken: float) -> None:
+        """Take note of the seconds that a piece took, and of those among them that an end let a thread wait."""
+        with self._lock:
+            if waited < _SHORT:
+                self._near = True
+                self._waits, self._waited, self._taken = 0, 0.0, 0.0
+                return
+            self._waits += 1
+            self._waited += waited
+            self._taken += taken
+            least, patience = (_WAITS, _PATIENCE * self._count) if self._near else (1, _PATIENCE)
+            if self._waits >= least and self._waited > max(patience, self._taken * _WAITING):
+                self.far = True
+
+
 class _Hand:
     """One thread's pair of ends.
 
     Args:
         reader, writer: The ends.
         block: Zeros count where they fill a block of so many bytes of the disk; 0 to write them.
-
-    Attributes:
-        far: Whether the other side lets us wait again and again.
+        distance: Of both ends; a hand ends when they are far.
     """
 
-    def __init__(self, reader: Reader, writer: Writer, block: int) -> None:
-        self.far = False
+    def __init__(self, reader: Reader, writer: Writer, block: int, distance: _Distance) -> None:
+        self._distance = distance
         self._reader = reader
         self._writer = writer
         self._file = reader if isinstance(reader, FileReader) else None
         self._sender = writer if isinstance(writer, FileWriter) else None
         self._block = block
-        self._waits = 0  # longer ones, one after another
-        self._waited = 0.0  # what they took together
-        self._taken = 0.0  # and all pieces with them
         self._stopped = False
 
     def move(self, step: Step, view: memoryview) -> _Moved:
@@ -118,7 +151,7 @@ class _Hand:
                     position += len(piece)
                 reading += read - began
                 writing += written - read
-                self._judge(self._reader.waited + self._writer.waited - waited, written - began)
+                self._distance.judge(self._reader.waited + self._writer.waited - waited, written - began)
         except SfasyncError as error:
             _logger.info("a thread of the copy stops at %d: %s", position, error)  # the pipeline meets it again
             failed = True
@@ -139,7 +172,7 @@ class _Hand:
 
     @property
     def _over(self) -> bool:
-        return self._stopped or self.far
+        return self._stopped or self._distance.far
 
     def _take(self, offset: int, piece: memoryview) -> bool:
         """Read a piece; False if the system can send it without us."""
@@ -168,16 +201,6 @@ class _Hand:
                     self._writer.write(offset + start, part)
         return zeros
 
-    def _judge(self, waited: float, taken: float) -> None:
-        """Take note of the seconds that a piece took, and of those among them that an end let it wait."""
-        if waited < _SHORT:
-            self._waits, self._waited, self._taken = 0, 0.0, 0.0
-            return
-        self._waits += 1
-        self._waited += waited
-        self._taken += taken
-        self.far = self._waits >= _WAITS and self._waited > max(_PATIENCE, self._taken * _WAITING)
-
 
 class Carriers:
     """The threads of one copy; made by `carriers`.
@@ -186,8 +209,9 @@ class Carriers:
         count: How many carry; 0 where there is nothing for them to do, or no longer.
     """
 
-    def __init__(self, hands: list[_Hand], crew: Crew, meter: Meter) -> None:
+    def __init__(self, hands: list[_Hand], distance: _Distance, crew: Crew, meter: Meter) -> None:
         self.count = len(hands)
+        self._distance = distance
         self._hands = hands
         self._idle = list(hands)  # who worked last is next: what serves its ends is in caches, here and at the server
         self._crew = crew
@@ -195,6 +219,11 @@ class Carriers:
         self._turn = asyncio.Lock()  # an async generator takes one caller at a time
         self._left: list[Step] = []
         self._retreat: asyncio.TimerHandle | None = None
+
+    @property
+    def far(self) -> bool:
+        """Whether they ended because the ends let them wait."""
+        return self._distance.far
 
     async def carry(self, plan: AsyncIterator[Step], sink: Sink, *, piece: int, pool: BufferPool) -> list[Step]:
         """Carry out a plan of DATA and ZERO for as long as all goes well.
@@ -300,9 +329,11 @@ async def carriers(
     """
     async with AsyncExitStack() as ends:
         hands: list[_Hand] = []
+        distance = _Distance(0)
         count = min(crew.count, connections - 1)
         if count >= least and isinstance(source, BlockingSource) and isinstance(target, BlockingSink):
             readers = await ends.enter_async_context(source.readers(count))
             writers = await ends.enter_async_context(target.writers(len(readers)))
-            hands = [_Hand(reader, writer, block) for reader, writer in zip(readers, writers, strict=False)]
-        yield Carriers(hands if len(hands) >= least else [], crew, meter)
+            distance = _Distance(len(writers))
+            hands = [_Hand(*pair, block, distance) for pair in zip(readers, writers, strict=False)]
+        yield Carriers(hands if len(hands) >= least else [], distance, crew, meter)

@@ -6,6 +6,7 @@ Threads are quick where both ends answer at once and nothing fails (`carrying`);
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 
 from .carrying import carriers
@@ -65,6 +66,8 @@ async def move(
             were = threads.count
             left = await threads.carry(plan, sink, piece=carried, pool=resources.pool)
             count = threads.count
+        if threads.far and isinstance(lanes, Tuner):
+            lanes.leap(time.perf_counter())
         recess.begin(carried=were > 0)
         rest = again(left, plan, piece=piped, enough=recess.over)
         await transfer(rest, source, sink, pool=resources.pool, lanes=lanes, meter=meter)

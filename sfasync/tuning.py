@@ -3,7 +3,8 @@
 A server that answers at once is kept busy by a few steps, and more of them only push each other out of the processor's
 caches; one that is far away needs dozens, and one that answers one request at a time needs large ones. Nobody can know
 before. So a copy begins with a few steps, adds one with each that ends until they begin to wait for each other, and
-from then on tries now and then whether more, larger or fewer ones move more bytes.
+from then on tries now and then whether more, larger or fewer ones move more bytes. Where it is known that single steps
+take their time, it begins with as many as there may be.
 
 Pure: times come from the caller. A trial counts only what was begun within it::
 
@@ -32,6 +33,7 @@ _SPAN: Final = 0.025  # seconds that a measurement lasts at least
 _WORTH: Final = 1.08  # times the rate that makes more, or larger, steps worth their memory
 _FREE: Final = 0.98  # times the rate at which fewer steps cost nothing
 _LONGEST_HOLD: Final = 32  # measurements between two trials
+_HOLD_FROM_AFAR: Final = 4  # half of them after the first trial, where each step takes its time
 
 
 class Setting(NamedTuple):
@@ -87,6 +89,16 @@ class Tuner:
         self._previous: Setting | None = None  # before the trial that is under way
         self._turn = -1  # whose trial it was last
         self._hold = self._held = 1  # measurements until the next trial, and how many there were before this one
+
+    def leap(self, now: float) -> None:
+        """Go on with as many steps as there may be, because each was seen to take its time. Only larger ones may be
+        better still, and are tried first.
+        """
+        self._rising = False
+        self._previous = None
+        self._set(self.most, self.setting.size)
+        self._measurement = _Measurement(now)
+        self._turn, self._hold, self._held = _ROUND.index(_Trial.FEWER), 1, _HOLD_FROM_AFAR
 
     def finished(self, began: float, now: float, length: int) -> None:
         """Take note of a step that was begun and has ended at these seconds, having moved `length` bytes."""

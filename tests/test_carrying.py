@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from sfasync import DeadlineError, Engine, Limits, Retry, SourceError, TargetError, Timeouts
 from sfasync.blocking import Reader, Writer
 from sfasync.buffers import BufferPool
-from sfasync.carrying import carriers
+from sfasync.carrying import _Distance, carriers
 from sfasync.crew import Crew
 from sfasync.extents import pieces
 from sfasync.interfaces import Buffer
@@ -385,6 +385,35 @@ async def test_the_pipeline_has_all_connections_when_threads_are_done(monkeypatc
     assert result.bytes_read == 64 * MiB
     assert len(most) == 4
     assert min(most) > 1
+
+
+@pytest.mark.parametrize(
+    ("waits", "far"),
+    [
+        ([0.029], False),
+        ([0.031], True),  # at the very first
+        ([0.02, 0.02], True),  # of two threads, or of one
+        ([0.02, 0.001, 0.02], False),
+        ([0.001, 1.0, 1.0], False),  # hiccups of a near one
+        ([0.001, 1.0, 1.0, 1.0], True),
+        ([0.001, 0.02, 0.02, 0.02, 0.02], False),
+        ([0.001, 0.02, 0.02, 0.02, 0.02, 0.02], True),
+        ([0.001, 1.0, 1.0, 0.001, 1.0, 1.0], False),
+    ],
+)
+def test_what_is_far(waits: list[float], far: bool) -> None:
+    distance = _Distance(3)
+    for waited in waits:
+        assert not distance.far
+        distance.judge(waited, waited)
+    assert distance.far == far
+
+
+def test_a_busy_machine_is_not_far() -> None:
+    distance = _Distance(3)
+    for _ in range(100):
+        distance.judge(0.05, 0.1)  # everything takes longer
+    assert not distance.far
 
 
 # --- any disk, any fault ---------------------------------------------------------------------------------------------

@@ -65,8 +65,11 @@ def best_fixed(total: int, latency: float, bandwidth: float, parallel: int) -> f
 @pytest.mark.parametrize(
     ("latency", "bandwidth", "parallel"), list(product((0.0002, 0.005, 0.02, 0.05), (0.2e9, 3e9), (1, 4, 16, 64)))
 )
-def test_as_fast_as_the_best_fixed_setting(latency: float, bandwidth: float, parallel: int) -> None:
+@pytest.mark.parametrize("leap", [False, True], ids=["", "leap"])
+def test_as_fast_as_the_best_fixed_setting(latency: float, bandwidth: float, parallel: int, leap: bool) -> None:
     chosen, total = tuner(), 8 * GiB
+    if leap:
+        chosen.leap(0.0)
     seconds = simulate(
         total,
         lambda: chosen.setting,
@@ -76,6 +79,24 @@ def test_as_fast_as_the_best_fixed_setting(latency: float, bandwidth: float, par
         parallel=parallel,
     )
     assert seconds <= 1.1 * best_fixed(total, latency, bandwidth, parallel)
+
+
+@pytest.mark.parametrize(("latency", "parallel"), list(product((0.005, 0.01, 0.02, 0.05), (4, 16, 64))))
+def test_a_short_copy_from_afar(latency: float, parallel: int) -> None:
+    """As in `moving`: threads were let wait before."""
+    chosen, total = tuner(), GiB
+    chosen.leap(0.0)
+    seconds = simulate(
+        total,
+        lambda: chosen.setting,
+        chosen.finished,
+        latency=lambda now: latency,
+        bandwidth=3e9,
+        parallel=parallel,
+    )
+    unchanged = Setting(min(MOST, MEMORY // MiB), MiB)
+    fixed = simulate(total, lambda: unchanged, latency=lambda now: latency, bandwidth=3e9, parallel=parallel)
+    assert seconds <= 1.02 * fixed
 
 
 def test_a_server_that_answers_at_once_gets_few_requests() -> None:
