@@ -12,7 +12,7 @@ from pathlib import Path
 from sfasync.store.local import LocalStore
 from sfasync.store.names import pack_key
 from sfasync.store.packs import Pack, PackClass, PackReader, PackWriter
-from sfasync.store.seal import BlobKind
+from sfasync.store.seal import BlobKind, Sealed
 
 from .data import MIB, noise
 from .timing import report
@@ -25,7 +25,7 @@ def write_pack(store: LocalStore, blob: bytes) -> Pack:
     """A durable pack with that blob in it again and again."""
     writer = PackWriter(store, secrets.token_bytes(16), _REPOSITORY, PackClass.DATA, "bench")
     for number in range(_BLOBS):
-        writer.append(BlobKind.CHUNK, number.to_bytes(32, "big"), MIB, blob)
+        writer.append(BlobKind.CHUNK, [Sealed(number.to_bytes(32, "big"), MIB, blob)])
     return writer.close()
 
 

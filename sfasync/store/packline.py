@@ -97,9 +97,7 @@ class PackLine:
         """
         pack = self._take()
         try:
-            full = False
-            for blob in blobs:
-                full |= pack.writer.append(kind, *blob)
+            full = pack.writer.append(kind, blobs)
         except BaseException:
             try:
                 pack.writer.abort()

@@ -15,7 +15,7 @@ index says, so that an index can be made anew from the packs.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from ..interfaces import Buffer, ObjectStore, ObjectWriter
 from ..units import KiB, MiB
 from .names import pack_key
 from .objects import DIGEST_SIZE, ObjectKind, check_place, damaged, decode_head, encode_head, frame_digest
-from .seal import KINDS, MAX_FILE, BlobKind
+from .seal import KINDS, MAX_FILE, BlobKind, Sealed
 
 TARGET_SIZE = 32 * MiB
 TARGET_BLOBS = 8192
@@ -116,8 +116,8 @@ class PackWriter:
         """Bytes so far."""
         return self._writer.position
 
-    def append(self, kind: BlobKind, name: bytes, raw: int, sealed: Buffer) -> bool:
-        """Add a blob.
+    def append(self, kind: BlobKind, blobs: Sequence[Sealed]) -> bool:
+        """Add blobs, all of them in one go.
 
         Returns:
             Whether the pack has reached the size at which it should be closed.
@@ -126,8 +126,10 @@ class PackWriter:
             StorageError: It could not be written; the pack is lost.
         """
         offset = self._writer.position
-        self._write(sealed)
-        self._blobs.append(Blob(kind, name, raw, offset, len(sealed)))
+        self._write(blobs[0].data if len(blobs) == 1 else b"".join(blob.data for blob in blobs))
+        for blob in blobs:
+            self._blobs.append(Blob(kind, blob.name, blob.raw, offset, len(blob.data)))
+            offset += len(blob.data)
         return self._writer.position >= TARGET_SIZE or len(self._blobs) >= TARGET_BLOBS
 
     def close(self) -> Pack:

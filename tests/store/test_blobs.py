@@ -11,7 +11,7 @@ from sfasync.store.blobs import BlobReader, describe, open_blob
 from sfasync.store.locator import Locator
 from sfasync.store.names import INDEX, pack_key
 from sfasync.store.packs import Pack, PackClass, PackWriter
-from sfasync.store.seal import BlobKind, seal
+from sfasync.store.seal import BlobKind, Sealed, seal
 from sfasync.store.tree import ZERO, content_digest, page_digest
 from sfasync.units import KiB
 
@@ -30,7 +30,7 @@ def digest(kind: BlobKind, data: bytes) -> bytes:
 def write(store: MemoryStore, number: int) -> Pack:
     writer = PackWriter(store, number.to_bytes(16, "big"), REPOSITORY, PackClass.DATA, "s")
     for kind, data in [*CONTENTS, (BlobKind.PAGE, PAGE)]:
-        writer.append(kind, digest(kind, data), len(data), seal(data))
+        writer.append(kind, [Sealed(digest(kind, data), len(data), seal(data))])
     return writer.close()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -96,9 +96,9 @@ def line(closers: Workers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
                 made.create()
                 super().__init__(*arguments)
 
-            def append(self, kind: BlobKind, name: bytes, raw: int, sealed: Buffer) -> bool:
-                made.write(sealed)
-                return super().append(kind, name, raw, sealed)
+            def append(self, kind: BlobKind, blobs: Sequence[Sealed]) -> bool:
+                made.write(blobs[0].data)
+                return super().append(kind, blobs)
 
         monkeypatch.setattr(packline, "PackWriter", Writer)
         yield made

@@ -10,7 +10,7 @@ from sfasync.errors import IntegrityError, ObjectMissingError, RepositoryVersion
 from sfasync.store import packs
 from sfasync.store.names import pack_key
 from sfasync.store.packs import Blob, Pack, PackClass, PackReader, PackWriter
-from sfasync.store.seal import BlobKind
+from sfasync.store.seal import BlobKind, Sealed
 
 from .memory import MemoryStore
 from .support import noise
@@ -24,12 +24,24 @@ KEY = pack_key(ID)
 def write(store: MemoryStore, contents: list[bytes], pack: bytes = ID) -> Pack:
     writer = PackWriter(store, pack, REPOSITORY, PackClass.DATA, "session")
     for number, content in enumerate(contents):
-        writer.append(BlobKind.CHUNK, bytes([number]) * 32, len(content), content)
+        writer.append(BlobKind.CHUNK, [Sealed(bytes([number]) * 32, len(content), content)])
     return writer.close()
 
 
 def read(store: MemoryStore, pack: bytes = ID) -> list[bytes]:
     return [bytes(sealed) for _, sealed in PackReader(store, pack, REPOSITORY).read_all()]
+
+
+def test_blobs_that_come_together_are_as_those_that_come_one_by_one() -> None:
+    contents = [b"a", b"bb" * 1000, noise(5000), b"c"]
+    single, together = MemoryStore(), MemoryStore()
+    pack = write(single, contents)
+    writer = PackWriter(together, ID, REPOSITORY, PackClass.DATA, "session")
+    sealed = [Sealed(bytes([number]) * 32, len(content), content) for number, content in enumerate(contents)]
+    writer.append(BlobKind.CHUNK, sealed[:1])
+    writer.append(BlobKind.CHUNK, sealed[1:])
+    assert writer.close() == pack
+    assert together.objects == single.objects
 
 
 @pytest.mark.parametrize("contents", [[], [b"a"], [b"a", b"bb" * 1000, noise(5000), b"c"]])
@@ -125,7 +137,7 @@ def test_threads_append_without_gaps_or_overlaps() -> None:
     contents = [noise(100 + n, n) for n in range(200)]
 
     def append(number: int) -> None:
-        writer.append(BlobKind.FILE, number.to_bytes(32, "big"), len(contents[number]), contents[number])
+        writer.append(BlobKind.FILE, [Sealed(number.to_bytes(32, "big"), len(contents[number]), contents[number])])
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(append, range(len(contents))))
@@ -142,16 +154,16 @@ def test_a_pack_tells_when_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packs, "TARGET_BLOBS", 4)
     store = MemoryStore()
     writer = PackWriter(store, ID, REPOSITORY, PackClass.DATA, "session")
-    assert not writer.append(BlobKind.CHUNK, bytes(32), 3000, bytes(3000))
-    assert writer.append(BlobKind.CHUNK, bytes(32), 3000, bytes(3000))
+    assert not writer.append(BlobKind.CHUNK, [Sealed(bytes(32), 3000, bytes(3000))])
+    assert writer.append(BlobKind.CHUNK, [Sealed(bytes(32), 3000, bytes(3000))])
     small = PackWriter(store, OTHER, REPOSITORY, PackClass.DATA, "session")
-    assert [small.append(BlobKind.CHUNK, bytes(32), 1, b"x") for _ in range(4)] == [False, False, False, True]
+    assert [small.append(BlobKind.CHUNK, [Sealed(bytes(32), 1, b"x")]) for _ in range(4)] == [False, False, False, True]
 
 
 def test_a_pack_that_cannot_be_written_is_never_seen() -> None:
     store = MemoryStore()
     writer = PackWriter(store, ID, REPOSITORY, PackClass.DATA, "session")
-    writer.append(BlobKind.CHUNK, bytes(32), 1, b"x")
+    writer.append(BlobKind.CHUNK, [Sealed(bytes(32), 1, b"x")])
 
     def fail(operation: str, key: str) -> None:
         raise StorageError("full")
@@ -165,7 +177,7 @@ def test_a_pack_that_cannot_be_written_is_never_seen() -> None:
 def test_rows_that_claim_too_much_are_refused() -> None:
     store = MemoryStore()
     writer = PackWriter(store, ID, REPOSITORY, PackClass.DATA, "session")
-    writer.append(BlobKind.CHUNK, bytes(32), 2**31, b"x")
+    writer.append(BlobKind.CHUNK, [Sealed(bytes(32), 2**31, b"x")])
     writer.close()
     with pytest.raises(IntegrityError, match="trailer"):
         PackReader(store, ID, REPOSITORY)

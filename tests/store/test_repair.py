@@ -14,7 +14,7 @@ from sfasync.store.local import LocalHold, LocalStore
 from sfasync.store.names import SESSIONS, backup_key, session_key, vm_name
 from sfasync.store.packs import PackClass, PackReader, PackWriter
 from sfasync.store.repository import Repository
-from sfasync.store.seal import BlobKind
+from sfasync.store.seal import BlobKind, Sealed
 
 from .support import CHUNK, back_up, files, flip, noise, read_disk
 from .test_format import Reader
@@ -112,7 +112,7 @@ async def test_a_backup_that_begins_meanwhile_is_left_alone(
             begun.append(store.hold(session, b""))
             name = session.removeprefix(SESSIONS)
             pack = PackWriter(store, bytes(16), bytes.fromhex(repository.id), PackClass.DATA, name)
-            pack.append(BlobKind.CHUNK, bytes(32), 1, b"x")
+            pack.append(BlobKind.CHUNK, [Sealed(bytes(32), 1, b"x")])
             pack.close()
         return keys
 
