@@ -56,9 +56,13 @@ def test_ctrl_c_ends_it_in_time(tmp_path: Path, command: tuple[str, ...], functi
         site.change()
         where = f"disk={server.uri}" if command is BACKUP else str(target)
         process = site.start(*command, where, program=("tests.support.faulty", function, "hang", str(when), str(mark)))
-        _until(mark, process)
-        process.send_signal(signal.SIGINT)
-        status = process.wait(60)
+        try:
+            _until(mark, process)
+            process.send_signal(signal.SIGINT)
+            status = process.wait(60)
+        finally:
+            process.kill()
+            process.wait()
     assert status == 130, site.said()
     assert site.said() in (CLEAN, CLEAN.rstrip() + UNTIDY)
     assert not target.exists() or not [entry for entry in target.iterdir() if not entry.name.startswith(".")]
@@ -114,6 +118,9 @@ async def test_closing_does_not_wait_for_it(
     answers.set()
     await job.ended()
     async with await Repository.open(tmp_path / "repository") as again, Engine(again) as other:
-        await other.restore_vm(before.id, to=tmp_path / "again", verify_after=True)
-        assert [backup.id for backup in await again.backups()] == [before.id]
+        backups = await again.backups()
+        assert backups[0].id == before.id
+        assert len(backups) <= 2, "a commit that was begun is decided"
+        for backup in backups:
+            await other.restore_vm(backup.id, to=tmp_path / backup.id, verify_after=True)
         await other.backup_vm(VM, {"vda": MemoryDisk(content)}, wait=20)
