@@ -85,6 +85,21 @@ def test_many_blobs_are_claimed_at_once_and_each_by_one(
     assert BlobReader(store, locator).read(BlobKind.CHUNK, blobs[19][0], 1000) == contents[19]
 
 
+def test_who_claims_and_does_not_store_fails_the_session(store: MemoryStore, intake: Intake) -> None:
+    """Others may have met that blob meanwhile, and rely on it."""
+    data = noise(1000)
+    blob = content_digest(data), len(data)
+    with pytest.raises(ZeroDivisionError), intake.claim(BlobKind.CHUNK, [blob]) as claimed:
+        assert claimed == {blob}
+        assert not add(intake, data)
+        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        add(intake, noise(2000))
+    with pytest.raises(ZeroDivisionError):
+        intake.finish()
+    assert count(store, INDEX) == 0
+
+
 def test_one_digest_of_two_lengths_is_two_blobs(store: MemoryStore, locator: Locator, intake: Intake) -> None:
     """See `tree`: zeros of any length have one digest."""
     end = noise(256 * KiB)
