@@ -240,11 +240,8 @@ class Connection:
         self._lent = None
         self._end_watch()
         line.release()
-        self._stream.take_back(line.descriptor)
         self._progress = self._loop.time()
-        failure = line.failure or self._aborted
-        if failure is not None:
-            self.abort(failure)
+        self._stream.take_back(line.descriptor, line.failure or self._aborted)
 
     # --- the end ---
 

@@ -238,12 +238,16 @@ class Stream(asyncio.BufferedProtocol):
         plain.setblocking(True)  # it goes for both descriptors
         return lent
 
-    def take_back(self, lent: socket.socket | SecureSocket) -> None:
-        """Read and write again."""
+    def take_back(self, lent: socket.socket | SecureSocket, failure: SfasyncError | None = None) -> None:
+        """Read and write again, or end for this reason."""
         lent.setblocking(False)
         lent.close()
-        if self._transport is not None:
+        if failure is not None:
+            self.abort(failure)
+        elif self._transport is not None:
             self._transport.resume_reading()
+            if self._tls is not None:
+                self.buffer_updated(0)  # what TLS took in with the last bytes for the thread: a goodbye, perhaps
 
     # --- for the loop ---
 

@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from sfasync import openssl
 from sfasync.errors import ConnectError, ConnectionLostError, RemoteProtocolError, SfasyncError, printable
 from sfasync.models import ExportAddress
 from sfasync.transport.stream import Stream, connect
+
+from ..test_tls import Server, layer_for
 
 
 class Recorder:
@@ -32,7 +36,7 @@ class Recorder:
         self.on_received()
 
     def secured(self) -> None:
-        raise AssertionError("no TLS here")
+        """It is the server who is last to know."""
 
     def resumed(self) -> None:
         self.events.append("resumed")
@@ -109,6 +113,33 @@ async def test_closing_sends_what_is_left(tmp_path: Path) -> None:
             got += len(piece)
         assert got == 8 << 20
         await recorder.until(lambda: recorder.events == [None])
+
+
+@pytest.mark.skipif(openssl.library() is None, reason="this Python hides its OpenSSL")
+@pytest.mark.parametrize("goodbye", [False, True])
+async def test_what_tls_read_ahead_for_a_thread_is_for_the_receiver(
+    tmp_path: Path, certificates: Path, goodbye: bool
+) -> None:
+    loop, server = asyncio.get_running_loop(), Server(certificates)
+    async with pair(tmp_path) as (stream, recorder, other):
+        stream.start_tls(layer_for(certificates))
+        done = False
+        while not done:
+            server.incoming.write(await loop.sock_recv(other, 1 << 16))
+            with suppress(ssl.SSLWantReadError):
+                server.tls.do_handshake()
+                done = True
+            other.sendall(server.outgoing.read())
+        lent = stream.lend()
+        server.tls.write(b"for the thread")
+        with suppress(ssl.SSLWantReadError):
+            server.tls.unwrap() if goodbye else server.tls.write(b"and more")
+        other.sendall(server.outgoing.read())
+        try:
+            assert lent.recv_into(memoryview(bytearray(20))) == 14
+        finally:
+            stream.take_back(lent)
+        await recorder.until(lambda: recorder.events == [None] if goodbye else recorder.data == b"and more")
 
 
 async def test_aborting_gives_the_first_reason_once(tmp_path: Path) -> None:
