@@ -34,7 +34,8 @@ _ON_NEW = ctypes.CFUNCTYPE(None, POINTER, POINTER, POINTER, _INT, _LONG, POINTER
 _EX_INDEX_SSL: Final = 0  # crypto.h
 _SSL_CTRL_CLEAR_MODE: Final = 78  # ssl.h
 _SSL_MODE_ENABLE_PARTIAL_WRITE: Final = 1
-_BIO_C_SET_SSL: Final = 109  # bio.h
+_BIO_C_SET_FD: Final = 104  # bio.h
+_BIO_C_SET_SSL: Final = 109
 _BIO_NOCLOSE: Final = 0
 _UNEXPECTED_EOF: Final = 294  # sslerr.h, SSL_R_UNEXPECTED_EOF_WHILE_READING; since 3.0
 _REASON_MASK: Final = 0x7FFFFF  # err.h, since 3.0
@@ -88,22 +89,23 @@ class SecureSocket:
         self._closed = False
         self._count = ctypes.c_size_t()
         library, pointer = session.library, session.pointer
-        self._before = library.incoming(pointer), library.outgoing(pointer)
         self._filler = library.new_filler(pointer)
+        try:
+            self._end = library.new_end(connected.fileno())
+        except OSError:
+            library.free_all(self._filler)
+            raise
+        self._before = library.incoming(pointer), library.outgoing(pointer)
         for end in self._before:
             library.keep(end)
-        if not library.set_socket(pointer, connected.fileno()):
-            for end in self._before:
-                library.free(end)
-            library.free_all(self._filler)
-            raise _no_memory()
-        self._ciphertext = library.incoming(pointer)
+        library.set_ends(pointer, self._end, self._end)
 
     @property
     def moved(self) -> int:
-        """Bytes of the connection that have come and left so far, also of a call that is under way; before `close`."""
+        """Bytes of the connection that have come and left so far, also of a call that is under way."""
+        assert not self._closed, "the counters went with the end"
         library = self._session.library
-        return library.count_read(self._ciphertext) + library.count_written(self._ciphertext)  # type: ignore[no-any-return]
+        return library.count_read(self._end) + library.count_written(self._end)  # type: ignore[no-any-return]
 
     def recv_into(self, buffer: memoryview) -> int:
         """Some bytes, of one record; 0 if the server has ended the connection.
@@ -224,11 +226,9 @@ class _Library:
         self.incoming = call(short, "SSL_get_rbio", POINTER, POINTER)
         self.outgoing = call(short, "SSL_get_wbio", POINTER, POINTER)
         self.set_ends = call(short, "SSL_set_bio", None, POINTER, POINTER, POINTER)
-        self.set_socket = call(short, "SSL_set_fd", _INT, POINTER, _INT)
         self.count_read = call(short, "BIO_number_read", ctypes.c_uint64, POINTER)
         self.count_written = call(short, "BIO_number_written", ctypes.c_uint64, POINTER)
         self.keep = call(short, "BIO_up_ref", _INT, POINTER)
-        self.free = call(short, "BIO_free", _INT, POINTER)
         self.free_all = call(short, "BIO_free_all", None, POINTER)
         self._control = call(short, "SSL_ctrl", _LONG, POINTER, _INT, _LONG, POINTER)
         self._read_ahead = call(short, "SSL_set_read_ahead", None, POINTER, _INT)
@@ -237,6 +237,7 @@ class _Library:
         self._push = call(short, "BIO_push", POINTER, POINTER, POINTER)
         self._ssl_bio = call(short, "BIO_f_ssl", POINTER)()
         self._buffering_bio = call(short, "BIO_f_buffer", POINTER)()
+        self._socket_bio = call(short, "BIO_s_socket", POINTER)()
         self._making = threading.local()
         self._on_new = _ON_NEW(self._note)
         self._call_back(short)
@@ -294,6 +295,20 @@ class _Library:
         self._control_bio(under, _BIO_C_SET_SSL, _BIO_NOCLOSE, session)
         self._push(filler, under)
         return filler  # type: ignore[no-any-return]  # a C function's
+
+    def new_end(self, descriptor: int) -> int:
+        """A BIO over a socket, which stays the caller's.
+
+        SSL_set_fd(3) makes the same, and where it was built to, has the kernel attach its own TLS to the socket.
+
+        Raises:
+            OSError: There is no memory for it.
+        """
+        end = self._new_bio(self._socket_bio)
+        if end is None:
+            raise _no_memory()
+        self._control_bio(end, _BIO_C_SET_FD, _BIO_NOCLOSE, ctypes.byref(_INT(descriptor)))
+        return end  # type: ignore[no-any-return]
 
 
 def _no_memory() -> OSError:

@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -325,9 +326,10 @@ def test_closing_waits_for_a_thread(pair: Pair, threads: ThreadPoolExecutor) -> 
 def test_without_memory_nothing_is_lent(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     assert LIBRARY is not None
     connected = pair.near.dup()
-    for name, nothing in (("set_socket", 0), ("_new_bio", None)):
+    for bios in range(3):
+        calls = chain([LIBRARY._new_bio] * bios, repeat(lambda _: None))
         with monkeypatch.context() as patch:
-            patch.setattr(LIBRARY, name, lambda *_, nothing=nothing: nothing)
+            patch.setattr(LIBRARY, "_new_bio", lambda kind, calls=calls: next(calls)(kind))
             with pytest.raises(OSError, match="Cannot allocate memory"):
                 pair.lend(connected)
     near = pair.lend(connected)
