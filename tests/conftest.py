@@ -19,9 +19,8 @@ import pytest
 import uvloop
 from hypothesis import settings
 
+from .support import timeouts
 from .support.certificates import make_certificates
-from .support.timeouts import pytest_runtest_logfinish as pytest_runtest_logfinish
-from .support.timeouts import pytest_timeout_set_timer as pytest_timeout_set_timer
 
 THREAD_TIMEOUT = 5.0
 
@@ -31,8 +30,9 @@ settings.register_profile("fuzz", deadline=None, max_examples=5_000)
 settings.load_profile("test")
 
 
-def pytest_configure() -> None:
-    """What a shell ignores for programs in its background, or nohup, every command that a test starts would as well."""
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(timeouts)
+    # What a shell ignores for programs in its background, or nohup, every command that a test starts would as well.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
