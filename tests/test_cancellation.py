@@ -45,6 +45,7 @@ class Stage:
 
     Attributes:
         writer: A connection to the source that stays open.
+        idle: Descriptors of the servers while there is no other connection, as of `connections`.
         random: Makes content that no backup has seen.
     """
 
@@ -55,6 +56,9 @@ class Stage:
     writer: Export
     random: random.Random
     directory: Path
+
+    def __post_init__(self) -> None:
+        self.idle = self.connections()
 
     async def renew(self) -> bytes:
         """Put something new on the source; gives its whole content."""
@@ -111,10 +115,9 @@ async def stage(servers: tuple[Server, Server], tmp_path: Path) -> AsyncIterator
 async def cancel_everywhere(stage: Stage, job: Job, *, every: bool) -> str:
     """Cancel a job before each of its steps, or some of them, every other time twice; gives a report."""
     await stage.renew()
-    connections = stage.connections()
     whole = Stepper()
     (await whole.run(job)).result()
-    await settled(stage.connections, connections, "not cancelled")
+    await settled(stage.connections, stage.idle, "not cancelled")
     before = stage.traces()
     step = stride = 1 if every else max(1, whole.steps // SAMPLES)
     cancelled = second = 0
