@@ -105,7 +105,7 @@ class SecureSocket:
         """Bytes of the connection that have come and left so far, also of a call that is under way."""
         assert not self._closed, "the counters went with the end"
         library = self._session.library
-        return library.count_read(self._end) + library.count_written(self._end)  # type: ignore[no-any-return]
+        return library.count_read(self._end) + library.count_written(self._end)  # type: ignore[no-any-return]  # a C function's
 
     def recv_into(self, buffer: memoryview) -> int:
         """Some bytes, of one record; 0 if the server has ended the connection.
@@ -308,7 +308,7 @@ class _Library:
         if end is None:
             raise _no_memory()
         self._control_bio(end, _BIO_C_SET_FD, _BIO_NOCLOSE, ctypes.byref(_INT(descriptor)))
-        return end  # type: ignore[no-any-return]
+        return end  # type: ignore[no-any-return]  # a C function's
 
 
 def _no_memory() -> OSError:
