@@ -68,7 +68,7 @@ class Retry:
 
     Attributes:
         attempts: How often one request is sent, as long as the server fails it or the connection is lost over it, 1 to
-            100. With 1, a request is never repeated.
+            100. With 1, a request is never repeated. Connections that are lost together count once.
         outage: Seconds in which a lost connection must be replaced; 0 to let what used it fail.
         connect: Seconds to go on trying when nobody answers at the first connect; 0 to try once.
         delay: Longest pause in seconds before the first repetition; it doubles with each.

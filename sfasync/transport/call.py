@@ -8,7 +8,7 @@ second one would succeed over nothing.
 Life of a command here::
 
     out -> answered
-        -> lost with its connection -> again -> out        as a suspect from its second loss on
+        -> lost with its connection -> again -> out        as a suspect from its second loss on, over a new connection
         -> refused (EIO, ENOMEM) -> resting -> again -> out
         -> given up: the call fails
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Final, NamedTuple
 
 from ..errors import ConnectionLostError, DeadlineError, RequestError, SfasyncError
@@ -33,7 +33,7 @@ _TRANSIENT: Final = frozenset({const.EIO, const.ENOMEM})
 """What a server may get over. Everything else it says of a request is final."""
 
 _COMPANY: Final = 2
-"""How often a command may be lost together with others before it is sent alone."""
+"""How often a command may be lost together with others before it is sent alone, over a connection opened since."""
 
 _STALLS: Final = 2
 """How often a command may see its connection stall: each time costs a whole deadline."""
@@ -53,12 +53,24 @@ class Failure(NamedTuple):
 
 
 class _Past:
-    """What a command that was not answered at once has been through."""
+    """What a command that was not answered at once has been through.
 
-    __slots__ = ("losses", "refusals", "stalls", "suspect")
+    Attributes:
+        losses: With connections, since it last made progress.
+        attempts: Those losses of them that came one after another: an outage that cuts all connections takes a command
+            with it as often as it is sent again over the next of them, and that is one.
+        witnesses: The connections there were at the last of those; what becomes of them tells nothing new.
+        refusals: By the server.
+        stalls: Losses for a deadline.
+        suspect: Whether it is sent alone.
+    """
+
+    __slots__ = ("attempts", "losses", "refusals", "stalls", "suspect", "witnesses")
 
     def __init__(self) -> None:
         self.losses = 0
+        self.attempts = 0
+        self.witnesses: Sequence[Connection] = ()
         self.refusals = 0
         self.stalls = 0
         self.suspect = False
@@ -177,7 +189,10 @@ class Call:
         if past is None and self._alone:
             past = self._past[command] = _Past()
             self._suspect(past, True)
-        connection = self._choose(suspect=past is not None and past.suspect)
+        if past is not None and past.suspect:
+            connection = self._choose(suspect=True, but=past.witnesses)
+        else:
+            connection = self._choose()
         if connection is None:
             return None
         buffer = command.buffer
@@ -214,7 +229,7 @@ class Call:
         if isinstance(error, RequestError):
             self._refused(command, error, buffer)
         elif self._connections.replaces(error):
-            self._lost(command, error, buffer)
+            self._lost(command, error, connection, buffer)
         else:
             self._fail(error)
 
@@ -241,18 +256,22 @@ class Call:
         if not self._waiting:
             self._fill()
 
-    def _lost(self, command: Command, error: SfasyncError, buffer: memoryview | None) -> None:
+    def _lost(self, command: Command, error: SfasyncError, connection: Connection, buffer: memoryview | None) -> None:
         past = self._past.setdefault(command, _Past())
         missing = command.missing()
         come = command.length - sum(end - start for start, end in missing)
         if come >= min(_PROGRESS, max(command.length, 1)):
-            past.losses = 0
+            past.losses = past.attempts = 0
+            past.witnesses = self._connections.each()
         elif command.cookie:  # it was sent, and not only queued
             past.losses += 1
+            if connection not in past.witnesses:
+                past.attempts += 1
+                past.witnesses = self._connections.each()
         past.stalls += isinstance(error, DeadlineError)
         if past.stalls >= _STALLS:
             self._fail(error)
-        elif past.losses >= self._retry.attempts:
+        elif past.attempts >= self._retry.attempts:
             self.culprit = command
             self._fail(error)
         else:

@@ -6,7 +6,8 @@ and a difference is the end of all connections.
 
 A server may meet a request it cannot serve by dropping the connection (qemu-nbd does on a bad sector), which fails
 whatever else was in flight. A request that was lost again and again is therefore a *suspect*: as long as there is one,
-a single request is in flight at any time, so that a loss can be told from the misfortune of a neighbour.
+a single request is in flight at any time, so that a loss can be told from the misfortune of a neighbour. It is sent over
+connections that were opened after its last loss, so that an outage which cuts one connection after another is one loss.
 """
 
 from __future__ import annotations
@@ -37,9 +38,14 @@ Waiter = Callable[[], None]
 
 
 class Choose(Protocol):
-    """Gives the connection that takes a command, or None when the caller has to wait."""
+    """Gives the connection that takes a command, or None when the caller has to wait.
 
-    def __call__(self, *, suspect: bool = False) -> Connection | None: ...
+    Args:
+        suspect: The command is one.
+        but: Not one of these, if another can be had.
+    """
+
+    def __call__(self, *, suspect: bool = False, but: Sequence[Connection] = ()) -> Connection | None: ...
 
 
 class Recipe:
@@ -134,10 +140,14 @@ class Connections:
 
     # --- for requests ---
 
-    def lend(self, *, suspect: bool = False) -> Connection | None:
+    def lend(self, *, suspect: bool = False, but: Sequence[Connection] = ()) -> Connection | None:
         """The living connection with the least to do, or None when the caller has to `wait`.
 
         Where none lives nor will be replaced, a dead one, which says why when it is used.
+
+        Args:
+            suspect: The command it is for is one.
+            but: None of these, unless there is no other and none on its way.
 
         Raises:
             SfasyncError: Connections cannot be replaced any more, for this reason.
@@ -149,6 +159,11 @@ class Connections:
             return next(connection for connection in reversed(self._all) if not connection.lent)
         if self._crowded(suspect):
             return None
+        if but:
+            others = [connection for connection in alive if connection not in but]
+            if not others and self._replacing is not None:
+                return None
+            alive = others or alive
         return alive[0] if len(alive) == 1 else min(alive, key=_load)
 
     def spare(self, count: int) -> list[Connection]:
@@ -160,10 +175,10 @@ class Connections:
         """As `lend`, but one connection again and again while it lives: what goes to it at once leaves in one piece."""
         last: Connection | None = None
 
-        def choose(*, suspect: bool = False) -> Connection | None:
+        def choose(*, suspect: bool = False, but: Sequence[Connection] = ()) -> Connection | None:
             nonlocal last
             if last is None or not last.alive or self._suspects:
-                last = self.lend(suspect=suspect)
+                last = self.lend(suspect=suspect, but=but)
             return last
 
         return choose
@@ -171,7 +186,7 @@ class Connections:
     def only(self, connection: Connection) -> Choose:
         """Gives this connection and no other, dead or alive, when no thread has it."""
 
-        def choose(*, suspect: bool = False) -> Connection | None:
+        def choose(*, suspect: bool = False, but: Sequence[Connection] = ()) -> Connection | None:
             return None if connection.lent or self._crowded(suspect) else connection
 
         return choose

@@ -289,6 +289,45 @@ async def test_a_server_that_drops_every_connection_is_given_up() -> None:
     assert connected < 20
 
 
+@pytest.mark.parametrize(("call", "events"), [("read", 3), ("write", 3), ("write", 4)])
+async def test_what_is_lost_over_all_connections_in_one_event_is_lost_once(call: str, events: int) -> None:
+    """Each event dooms all connections that are open: one is cut at the next request that comes over it."""
+    standing: set[Client] = set()
+    doomed: set[Client] = set()
+    left = events
+    cuts = 0
+
+    async def cutting(client: Client) -> None:
+        nonlocal left, cuts
+        await client.open()
+        standing.add(client)
+        request = await client.request()
+        if request.kind == peer.DISC:
+            return
+        if left and client not in doomed:
+            left -= 1
+            doomed.update(standing)
+        if client in doomed:
+            cuts += 1
+        elif request.kind == peer.READ:
+            await client.say(peer.data(request.cookie, 0, b"x" * 512, done=True))
+        else:
+            await client.say(peer.chunk(request.cookie, peer.NONE, done=True))
+
+    retry = Retry(attempts=4, outage=20.0, delay=0.005, max_delay=0.05)
+    async with liar(cutting) as address, await open_export(address, connections=4, retry=retry) as export:
+        while export.connections < 4:
+            await asyncio.sleep(0.01)
+        if call == "read":
+            assert await export.read(0, 512) == b"x" * 512
+        elif events < retry.attempts:
+            await export.write(0, bytes(512))
+        else:
+            with pytest.raises(ConnectionLostError):
+                await export.write(0, bytes(512))
+    assert cuts == events + 1  # two in the first one, after which the request waits for a new connection each time
+
+
 async def test_a_server_that_is_shutting_down_is_left() -> None:
     async def leaving(client: Client) -> None:
         await client.open()
