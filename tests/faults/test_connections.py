@@ -108,10 +108,11 @@ class Scene:
         assert (self.directory / "restored" / "vda.raw").read_bytes() == self.image.read_bytes()
 
     async def restore(self, uri: str, meanwhile: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Restore the disk to a server, while something happens to it, and compare."""
+        """Restore the disk to a server, while something happens to it from the first write on, and compare."""
         result = await self.engine.backup_vm("vm", {"vda": self.serve().uri})
         async with self.engine.start_restore(result.id, to_disks={"vda": uri}) as job:
             if meanwhile is not None:
+                await moving(job)
                 await meanwhile()
             await job.result()
         assert self.target.read_bytes() == self.image.read_bytes()
