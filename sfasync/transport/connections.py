@@ -6,7 +6,7 @@ and a difference is the end of all connections.
 
 A server may meet a request it cannot serve by dropping the connection (qemu-nbd does on a bad sector), which fails
 whatever else was in flight. A request that was lost again and again is therefore a *suspect*: as long as there is one,
-a single request is in flight at any time, so that a loss can be told from the misfortune of a neighbour. It is sent over
+a single request is in flight at any time, so that a loss can be told from the misfortune of a neighbour. It goes over
 connections that were opened after its last loss, so that an outage which cuts one connection after another is one loss.
 """
 
