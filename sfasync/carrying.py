@@ -39,7 +39,8 @@ from .workers import Workers, settled
 _logger = logging.getLogger(__name__)
 
 STRETCH: Final = 16 * MiB
-"""Bytes that a thread moves between two words with the loop."""
+_LONGEST: Final = 128 * MiB
+"""Bytes that a thread moves between two words with the loop, at least and at most: a word costs 0.1 ms of CPU."""
 
 PIECE: Final = 2 * MiB
 """Bytes that it moves at once: half as many calls as of 1 MiB, and still in the caches (docs/performance.md)."""
@@ -66,6 +67,23 @@ _WAITS: Final = 3
 
 _WAITING: Final = 0.75
 """Part of the time that they take: where the machine is busy, everything else takes longer too."""
+
+
+def stretch_length(left: int, hands: int, least: int) -> int:
+    """Bytes of the next stretch: the fewer are left, the shorter, so that threads end together.
+
+    Args:
+        left: Bytes that are still to be moved.
+        hands: How many threads there may be.
+        least: Bytes of the shortest, a power of two.
+
+    Returns:
+        A power of two.
+    """
+    length = least
+    while length < _LONGEST and left >= 4 * hands * length:
+        length *= 2
+    return length
 
 
 class _Moved(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from .carrying import PIECE, STRETCH
+from .carrying import PIECE, STRETCH, stretch_length
 from .errors import UsageError
 from .extents import align_down, align_up, pieces
 from .interfaces import Sink, Source
@@ -89,7 +89,12 @@ async def copy(
     extents = source.extents() if options.extents else _all_data(0, size)
     sink = shaped(target, options)
     piece = piece_size(options, resources, alignment, usual=PIECE)
-    async with aclosing(pieces(extents, size=size, piece=max(STRETCH, piece), alignment=alignment)) as plan:
+    connections = _carried_connections(options, resources.limits)
+
+    def stretch_at(offset: int) -> int:
+        return max(stretch_length(size - offset, connections, STRETCH), piece)
+
+    async with aclosing(pieces(extents, size=size, piece=stretch_at, alignment=alignment)) as plan:
         count = await move(
             plan,
             resources.throttled(source),
@@ -97,9 +102,9 @@ async def copy(
             resources=resources,
             shaped=sink,
             block=zero_block(target, options),
-            connections=_carried_connections(options, resources.limits),
+            connections=connections,
             carried=piece,
-            piped=lambda: tuner.setting.size,
+            piped=lambda _: tuner.setting.size,
             lanes=tuner,
             meter=meter,
         )

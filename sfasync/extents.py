@@ -57,6 +57,10 @@ class Step(NamedTuple):
             yield position, self.offset + self.length
 
 
+PieceLength = int | Callable[[int], int]
+"""Bytes of a piece; as a function, it is asked before each, with its offset."""
+
+
 def align_down(value: int, alignment: int) -> int:
     """The largest multiple of `alignment` that is not above `value`."""
     return value - value % alignment
@@ -68,7 +72,7 @@ def align_up(value: int, alignment: int) -> int:
 
 
 async def pieces(
-    extents: AsyncIterator[Extent], *, size: int, piece: int, alignment: int, start: int = 0
+    extents: AsyncIterator[Extent], *, size: int, piece: PieceLength, alignment: int, start: int = 0
 ) -> AsyncGenerator[Step, None]:
     """The plan of a copy or a restore from `start` to `size`: zeros move as they are, data is cut into pieces.
 
@@ -123,14 +127,14 @@ async def loads(plan: AsyncIterator[Step], *, most: int) -> AsyncGenerator[list[
 
 
 async def again(
-    left: Sequence[Step], plan: AsyncIterator[Step], *, piece: int | Callable[[], int], enough: Callable[[Step], bool]
+    left: Sequence[Step], plan: AsyncIterator[Step], *, piece: PieceLength, enough: Callable[[Step], bool]
 ) -> AsyncGenerator[Step, None]:
     """Steps of a plan that were not done, and then what is left of the plan; cut into pieces where they are all data.
 
     Args:
         left: What was not done.
         plan: What was not begun.
-        piece: Bytes of a piece; as a function, it is asked before each.
+        piece: How long pieces are.
         enough: Told of each step of the plan; the last one given is the one that is enough.
     """
     for step in left:
@@ -143,16 +147,16 @@ async def again(
             return
 
 
-def _parts(step: Step, piece: int | Callable[[], int]) -> Iterator[Step]:
+def _parts(step: Step, piece: PieceLength) -> Iterator[Step]:
     if step.action is Action.DATA and not step.zeros:
         yield from _cut(step.offset, step.offset + step.length, piece)
     else:
         yield step
 
 
-def _cut(start: int, end: int, piece: int | Callable[[], int]) -> Iterator[Step]:
+def _cut(start: int, end: int, piece: PieceLength) -> Iterator[Step]:
     while start < end:
-        length = piece if isinstance(piece, int) else piece()
+        length = piece if isinstance(piece, int) else piece(start)
         stop = min(align_down(start, length) + length, end)
         yield Step(Action.DATA, start, stop - start)
         start = stop

@@ -19,7 +19,7 @@ from contextlib import aclosing
 from typing import Final
 
 from .buffers import BufferPool
-from .carrying import carriers
+from .carrying import carriers, stretch_length
 from .crew import Crew
 from .extents import Action, Step, again
 from .interfaces import DiskWriter, Source
@@ -29,7 +29,8 @@ from .recess import Plan, Recess
 from .units import MiB
 
 _STRETCH: Final = 8 * MiB
-"""Bytes that a thread seals before it is another disk's turn: several equal disks end within a few of them."""
+"""Bytes that a thread seals, at least, before it is another disk's turn: several equal disks end within a few of them.
+"""
 
 _LEAST: Final = 4
 """Chunks next to each other that are worth a thread's while."""
@@ -75,6 +76,9 @@ async def haul(
     async def pipeline(steps: AsyncIterator[Step]) -> None:
         await transfer(steps, source, writer, pool=pool, lanes=lanes, meter=meter)
 
+    def stretch_at(offset: int) -> int:
+        return stretch_length(meter.size - offset, connections, _STRETCH)
+
     plan = Plan(plan)
     recess = Recess()
     least = max(2, crew.count - 1)  # with fewer of them than processors, the pipeline seals more at a time
@@ -89,7 +93,7 @@ async def haul(
         ) as threads:
             carried = threads.count > 0
             if carried:
-                async with aclosing(_stretches(plan, kept, pipeline)) as stretches:
+                async with aclosing(_stretches(plan, kept, pipeline, stretch_at)) as stretches:
                     left = await threads.carry(stretches, writer, piece=writer.chunk_size, pool=pool)
         enough: Callable[[Step], bool] = _Dense()
         if left or not carried:
@@ -115,7 +119,10 @@ class _Dense:
 
 
 async def _stretches(
-    plan: AsyncIterator[Step], kept: list[Step], pipeline: Callable[[AsyncIterator[Step]], Awaitable[None]]
+    plan: AsyncIterator[Step],
+    kept: list[Step],
+    pipeline: Callable[[AsyncIterator[Step]], Awaitable[None]],
+    length_at: Callable[[int], int],
 ) -> AsyncGenerator[Step, None]:
     """What of a plan is for threads, as long as there is some; `kept` holds what is not, and what was not yet given out
     when this ends early.
@@ -123,7 +130,7 @@ async def _stretches(
     stretch: list[Step] = []
     since = 0  # steps that were kept since the last stretch
     async for step in plan:
-        if stretch and not _continues(stretch, step):
+        if stretch and not _continues(stretch, step, length_at):
             if len(stretch) >= _LEAST:
                 kept.append(step)  # until somebody comes for the next stretch, who may not
                 yield _joined(stretch)
@@ -149,10 +156,10 @@ async def _stretches(
         kept += stretch
 
 
-def _continues(stretch: Sequence[Step], step: Step) -> bool:
-    length = step.offset - stretch[0].offset
+def _continues(stretch: Sequence[Step], step: Step, length_at: Callable[[int], int]) -> bool:
+    begin = stretch[0].offset
     adjacent = stretch[-1].offset + stretch[-1].length == step.offset
-    return step.action is Action.DATA and not step.zeros and adjacent and length < _STRETCH
+    return step.action is Action.DATA and not step.zeros and adjacent and step.offset - begin < length_at(begin)
 
 
 def _joined(stretch: Sequence[Step]) -> Step:

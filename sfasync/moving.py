@@ -7,10 +7,10 @@ Threads are quick where both ends answer at once and nothing fails (`carrying`);
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 from .carrying import carriers
-from .extents import Step, again
+from .extents import PieceLength, Step, again
 from .interfaces import Sink, Source
 from .pipeline import transfer
 from .progress import Meter
@@ -29,7 +29,7 @@ async def move(
     block: int = 0,
     connections: int,
     carried: int,
-    piped: int | Callable[[], int],
+    piped: PieceLength,
     lanes: int | Tuner,
     meter: Meter,
 ) -> int:
@@ -44,7 +44,7 @@ async def move(
         block: As of `SparseSink`.
         connections: As of `carriers`.
         carried: Bytes that a thread moves at once.
-        piped: Bytes of a step of the pipeline; as a function, it is asked before each.
+        piped: How long steps of the pipeline are.
         lanes: As of `transfer`.
         meter: Counts what is done.
 

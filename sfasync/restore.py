@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nu
 from dataclasses import dataclass, field, replace
 
 from . import badblocks
-from .carrying import STRETCH
+from .carrying import STRETCH, stretch_length
 from .endpoints import TargetSink
 from .errors import CbtError, IntegrityError, SourceError, TargetError, UsageError, printable
 from .extents import Step, align_down, align_up, pieces, touched, with_also
@@ -205,10 +205,7 @@ class Restore:
                 if start >= end:
                     break  # behind the end of the backup's disk, on a larger one
                 meter.skipped += start - position
-                extents = source.extents(start, end - start)
-                async with aclosing(
-                    pieces(extents, size=end, piece=STRETCH, alignment=alignment, start=start)
-                ) as steps:
+                async with aclosing(self._stretches(source, start, end, alignment)) as steps:
                     async for step in steps:
                         yield step
                 position = end
@@ -218,9 +215,19 @@ class Restore:
         """Move the bytes from `start` to before `end`, and those around them that alignment takes in."""
         alignment = max(source.block_size, sink.block_size)
         start, end = align_down(start, alignment), min(align_up(end, alignment), meter.size)
-        extents = source.extents(start, end - start)
-        async with aclosing(pieces(extents, size=end, piece=STRETCH, alignment=alignment, start=start)) as plan:
+        async with aclosing(self._stretches(source, start, end, alignment)) as plan:
             await self._carry_out(plan, source, sink, meter)
+
+    def _stretches(self, source: Source, start: int, end: int, alignment: int) -> AsyncGenerator[Step, None]:
+        """The plan for the bytes from `start` to before `end`."""
+        connections = self._resources.limits.connections
+        return pieces(
+            source.extents(start, end - start),
+            size=end,
+            piece=lambda offset: stretch_length(end - offset, connections, STRETCH),
+            alignment=alignment,
+            start=start,
+        )
 
     async def _carry_out(self, plan: AsyncIterator[Step], source: Source, sink: Sink, meter: Meter) -> None:
         """Carry out a plan of stretches."""

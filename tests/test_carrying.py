@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from sfasync import DeadlineError, Engine, Limits, Retry, SourceError, TargetError, Timeouts
 from sfasync.blocking import Reader, Writer
 from sfasync.buffers import BufferPool
-from sfasync.carrying import _Distance, carriers
+from sfasync.carrying import STRETCH, _Distance, carriers, stretch_length
 from sfasync.crew import Crew
 from sfasync.extents import pieces
 from sfasync.interfaces import Buffer
@@ -31,7 +31,7 @@ from sfasync.models import CopyResult
 from sfasync.progress import Meter
 from sfasync.transport.export import open_export
 from sfasync.transport.line import PlainLine
-from sfasync.units import KiB, MiB
+from sfasync.units import GiB, KiB, MiB
 
 from .support import peer
 from .support.images import same_content
@@ -414,6 +414,22 @@ def test_a_busy_machine_is_not_far() -> None:
     for _ in range(100):
         distance.judge(0.05, 0.1)  # everything takes longer
     assert not distance.far
+
+
+@given(left=st.integers(1, 1 << 50), hands=st.integers(1, 64))
+def test_stretches_become_shorter_in_the_end(left: int, hands: int) -> None:
+    length = stretch_length(left, hands, STRETCH)
+    assert length in {16 * MiB, 32 * MiB, 64 * MiB, 128 * MiB}
+    assert length == STRETCH or 2 * hands * length <= left, "what each thread still has is a few of them"
+    assert length <= stretch_length(left + 1, hands, STRETCH)
+
+
+def test_a_large_disk_is_moved_with_few_words() -> None:
+    size, offset, words = 4 * GiB, 0, 0
+    while offset < size:
+        offset += stretch_length(size - offset, 4, STRETCH)
+        words += 1
+    assert words == 53
 
 
 # --- any disk, any fault ---------------------------------------------------------------------------------------------

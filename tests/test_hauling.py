@@ -312,13 +312,13 @@ async def test_each_step_goes_one_way(picture: str, taken: int) -> None:
     kept: list[Step] = []
     carried: list[Step] = []
     plan = planned()
-    async with aclosing(_stretches(plan, kept, pipeline)) as stretches:
+    async with aclosing(_stretches(plan, kept, pipeline, lambda _: 8)) as stretches:
         async for stretch in stretches:
             carried.append(stretch)
             if len(carried) == taken:
                 break
     rest = [step async for step in plan]
-    assert all(stretch.length >= 4 and not stretch.zeros for stretch in carried)
+    assert all(4 <= stretch.length <= 8 and not stretch.zeros for stretch in carried)
     seen = [
         index for step in [*carried, *kept, *batched, *rest] for index in range(step.offset, step.offset + step.length)
     ]
@@ -341,7 +341,7 @@ async def test_scattered_data_is_left_to_the_pipeline_for_good(dense: int) -> No
     async def pipeline(batch: AsyncIterator[Step]) -> None:
         raise AssertionError("nothing is carried out while the plan waits")
 
-    carried = [stretch async for stretch in _stretches(plan, kept, pipeline)]
+    carried = [stretch async for stretch in _stretches(plan, kept, pipeline, lambda _: 8)]
     assert sum(stretch.length for stretch in carried) == dense
     assert kept == scattered[:1024]
     assert [step async for step in plan] == scattered[1024:]

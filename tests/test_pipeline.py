@@ -29,7 +29,7 @@ def content(size: int, seed: int = 1) -> bytes:
 
 async def run(source: MemoryDisk, sink: MemoryDisk, pool: BufferPool, *, lanes: int | Tuner = 8) -> Meter:
     meter = Meter("vda", source.size)
-    piece = CHUNK if isinstance(lanes, int) else lambda: lanes.setting.size
+    piece = CHUNK if isinstance(lanes, int) else lambda _: lanes.setting.size
     async with aclosing(pieces(source.extents(), size=source.size, piece=8 * CHUNK, alignment=512)) as plan:
         await transfer(
             again((), plan, piece=piece, enough=lambda step: False), source, sink, pool=pool, lanes=lanes, meter=meter
