@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 
 from .blocking import BlockingSink, BlockingSource, FileReader, FileWriter, Reader, Writer
 from .buffers import BufferPool
-from .crew import Crew
+from .crew import Claim, Crew
 from .errors import SfasyncError, SystemLimitError
 from .extents import Action, Step
 from .interfaces import Sink, Source
@@ -233,6 +233,7 @@ class Carriers:
         self._hands = hands
         self._idle = list(hands)  # who worked last is next: what serves its ends is in caches, here and at the server
         self._crew = crew
+        self._claim = Claim()
         self._meter = meter
         self._turn = asyncio.Lock()  # an async generator takes one caller at a time
         self._left: list[Step] = []
@@ -270,7 +271,7 @@ class Carriers:
                     self._meter.zero += step.length
                     self._meter.changed()
                 else:
-                    async with self._crew.hired() as thread:
+                    async with self._crew.hired(self._claim) as thread:
                         slot = await pool.acquire(min(piece, step.length))
                         hand = self._idle.pop()  # there are as many as lanes
                         try:

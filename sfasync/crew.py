@@ -2,6 +2,10 @@
 
 Who moves one disk may be busy with it alone; several disks share, and as each comes again after all others, they get
 ahead at the same pace. More threads than the machine can keep at work would only push each other out of its caches.
+
+A free thread goes to the disk that the fewest are at work for. Servers have a thread and memory for each request of each
+connection: three threads at one disk and then at the next one would use all connections of all disks, one thread for
+each of three disks uses one of each.
 """
 
 from __future__ import annotations
@@ -18,6 +22,19 @@ _LATE: Final = 1.0
 """Seconds after which a thread that is not back counts no more: what it waits for may be a server that hangs."""
 
 
+class Claim:
+    """What one disk has had of a crew.
+
+    Attributes:
+        at_work: Threads that it has now.
+        served: When it last got one; a number that grows.
+    """
+
+    def __init__(self) -> None:
+        self.at_work = 0
+        self.served = 0
+
+
 class Crew:
     """Threads for hire; belongs to one event loop.
 
@@ -27,37 +44,72 @@ class Crew:
 
     def __init__(self) -> None:
         self.count = len(os.sched_getaffinity(0)) + 1
-        self._turns = asyncio.Semaphore(self.count)
+        self._free = self.count  # how many more may work; none waits while there are some
+        self._waiting: list[tuple[Claim, asyncio.Future[None]]] = []  # first come first
+        self._served = 0
         self._idle: list[Workers] = []  # of one thread each; who worked last is next, with warm caches
 
     @asynccontextmanager
-    async def hired(self) -> AsyncIterator[Workers]:
-        """One thread for the time of the block, first come first served.
+    async def hired(self, claim: Claim) -> AsyncIterator[Workers]:
+        """One thread for the time of the block, when it is this disk's turn.
 
         A block that takes long holds up nobody else: another thread comes in the place of this one.
         """
-        await self._turns.acquire()
+        await self._turn(claim)
         thread = self._idle.pop() if self._idle else Workers(1, "sfasync-carrier")
         replaced = False
 
         def replace() -> None:
             nonlocal replaced
             replaced = True
-            self._turns.release()
+            self._admit(1)
 
         late = asyncio.get_running_loop().call_later(_LATE, replace)
         try:
             yield thread
         finally:
             late.cancel()
+            claim.at_work -= 1
             if replaced:
                 thread.close()
             else:
                 self._idle.append(thread)
-                self._turns.release()
+                self._admit(1)
 
     def close(self) -> None:
         """Let the threads end; none may be hired."""
         for thread in self._idle:
             thread.close()
         self._idle.clear()
+
+    async def _turn(self, claim: Claim) -> None:
+        """Wait until this disk may have one thread more."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((claim, turn))
+        self._admit(0)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._waiting.remove((claim, turn))
+            else:  # it had just got one
+                claim.at_work -= 1
+                self._admit(1)
+            raise
+
+    def _admit(self, more: int) -> None:
+        """So many threads more may work: let those begin whose turn it is."""
+        self._free += more
+        while self._free and (waiting := [one for one in self._waiting if not one[1].done()]):
+            first = claim, turn = min(waiting, key=_precedence)  # of several that are equal the one that came first
+            self._waiting.remove(first)
+            self._free -= 1
+            self._served += 1
+            claim.at_work += 1
+            claim.served = self._served
+            turn.set_result(None)
+
+
+def _precedence(waiting: tuple[Claim, asyncio.Future[None]]) -> tuple[int, int]:
+    claim, _ = waiting
+    return claim.at_work, claim.served

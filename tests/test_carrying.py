@@ -24,7 +24,7 @@ from sfasync import DeadlineError, Engine, Limits, Retry, SourceError, TargetErr
 from sfasync.blocking import Reader, Writer
 from sfasync.buffers import BufferPool
 from sfasync.carrying import STRETCH, _Distance, carriers, stretch_length
-from sfasync.crew import Crew
+from sfasync.crew import Claim, Crew
 from sfasync.extents import pieces
 from sfasync.interfaces import Buffer
 from sfasync.models import CopyResult
@@ -509,7 +509,7 @@ async def test_where_others_have_their_turns_it_is_always_the_same_ends(monkeypa
     crew, meter, pool = Crew(), Meter("vda", source.size), BufferPool(MiB)
     async with AsyncExitStack() as others:
         for _ in range(crew.count - 1):
-            await others.enter_async_context(crew.hired())
+            await others.enter_async_context(crew.hired(Claim()))
         async with carriers(source, target, crew=crew, connections=crew.count + 1, block=0, meter=meter) as threads:
             assert threads.count == crew.count
             plan = pieces(source.extents(), size=source.size, piece=KiB, alignment=512)

@@ -1,17 +1,18 @@
-"""Threads for hire: never too many at work, first come first served; nobody waits for one that does not come back."""
+"""Threads for hire: never too many at work, disks in turn; nobody waits for one that does not come back."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import AsyncExitStack
 
 import pytest
 
-from sfasync.crew import Crew
+from sfasync.crew import Claim, Crew
 
 
 async def name_of(crew: Crew) -> str:
-    async with crew.hired() as thread:
+    async with crew.hired(Claim()) as thread:
         return await thread.run_to_end(lambda: threading.current_thread().name)
 
 
@@ -21,7 +22,7 @@ async def test_there_is_one_more_than_processors_work(monkeypatch: pytest.Monkey
 
     async def work() -> None:
         nonlocal most, out
-        async with crew.hired() as thread:
+        async with crew.hired(Claim()) as thread:
             out += 1
             most = max(most, out)
             await thread.run_to_end(int)
@@ -32,24 +33,51 @@ async def test_there_is_one_more_than_processors_work(monkeypatch: pytest.Monkey
     crew.close()
 
 
-async def test_who_came_first_is_served_first() -> None:
-    """So that those who come again and again get ahead at the same pace."""
+@pytest.mark.parametrize("names", ["ab", "abc", "abcdefgh"])
+async def test_disks_have_their_turns(names: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that they get ahead at the same pace, with as few threads for each as there can be."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     crew = Crew()
     turns: list[str] = []
+    claims = {name: Claim() for name in names}
 
-    async def disk(name: str, hands: int) -> None:
+    async def disk(name: str) -> None:
         async def hand() -> None:
             for _ in range(20):
-                async with crew.hired():
+                async with crew.hired(claims[name]):
                     turns.append(name)
+                    if 2 * crew.count < len(turns) <= 20 * crew.count:  # the first one came alone, the last one ends so
+                        at_work = [claim.at_work for claim in claims.values()]
+                        assert max(at_work) - min(at_work) <= 1
                     await asyncio.sleep(0)  # no thread, which may be held up as long as the system likes
 
-        await asyncio.gather(*(hand() for _ in range(hands)))
+        await asyncio.gather(*(hand() for _ in range(crew.count)))
 
-    await asyncio.gather(*(disk(name, crew.count) for name in "abc"))
-    behind = [abs(turns[:end].count("a") - turns[:end].count("c")) for end in range(20 * crew.count)]
-    assert max(behind) <= 2 * crew.count
+    await asyncio.gather(*(disk(name) for name in names))
+    for end in range(20 * crew.count):
+        had = [turns[:end].count(name) for name in names]
+        assert max(had) - min(had) <= 3
+    assert sorted(turns) == sorted(names * 20 * crew.count)
     crew.close()
+
+
+async def test_a_disk_that_comes_late_is_next() -> None:
+    crew = Crew()
+    first, second = Claim(), Claim()
+    async with AsyncExitStack() as stack:
+        for _ in range(crew.count):
+            await stack.enter_async_context(crew.hired(first))
+        waiting = [asyncio.create_task(_once(crew, claim)) for claim in (first, second)]
+        await asyncio.sleep(0)
+    await asyncio.gather(*waiting)
+    assert (second.served, first.served) == (crew.count + 1, crew.count + 2)
+    assert (first.at_work, second.at_work) == (0, 0)
+    crew.close()
+
+
+async def _once(crew: Crew, claim: Claim) -> None:
+    async with crew.hired(claim):
+        await asyncio.sleep(0)
 
 
 async def test_who_worked_last_is_next() -> None:
@@ -68,7 +96,7 @@ async def test_one_that_is_late_is_replaced_and_not_hired_again(monkeypatch: pyt
         go.wait(20)
 
     async def hanging() -> None:
-        async with crew.hired() as thread:
+        async with crew.hired(Claim()) as thread:
             await thread.run_to_end(hang)
 
     tasks = [asyncio.create_task(hanging()) for _ in range(2 * crew.count)]
@@ -87,7 +115,7 @@ async def test_one_that_is_late_is_replaced_and_not_hired_again(monkeypatch: pyt
 
     async def count() -> None:
         nonlocal out
-        async with crew.hired():
+        async with crew.hired(Claim()):
             out += 1
             await enough.wait()
             out -= 1
@@ -106,7 +134,7 @@ async def test_who_is_cancelled_while_waiting_leaves_the_turn_to_others() -> Non
     enough = asyncio.Event()
 
     async def work() -> None:
-        async with crew.hired():
+        async with crew.hired(Claim()):
             await enough.wait()
 
     tasks = [asyncio.create_task(work()) for _ in range(crew.count + 2)]
