@@ -46,7 +46,7 @@ async def test_disks_have_their_turns(names: str, monkeypatch: pytest.MonkeyPatc
             for _ in range(20):
                 async with crew.hired(claims[name]):
                     turns.append(name)
-                    if 2 * crew.count < len(turns) <= 20 * crew.count:  # the first one came alone, the last one ends so
+                    if 2 * crew.count < len(turns) <= 20 * crew.count:  # the first one came alone
                         at_work = [claim.at_work for claim in claims.values()]
                         assert max(at_work) - min(at_work) <= 1
                     await asyncio.sleep(0)  # no thread, which may be held up as long as the system likes
