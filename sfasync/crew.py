@@ -3,9 +3,9 @@
 Who moves one disk may be busy with it alone; several disks share, and as each comes again after all others, they get
 ahead at the same pace. More threads than the machine can keep at work would only push each other out of its caches.
 
-A free thread goes to the disk that the fewest are at work for. Servers have a thread and memory for each request of each
-connection: three threads at one disk and then at the next one would use all connections of all disks, one thread for
-each of three disks uses one of each.
+A free thread goes to the disk that the fewest are at work for. Servers have threads and memory for each connection:
+three threads at one disk and then at the next one would use all connections of all disks, a thread for each of three
+disks uses one of each.
 """
 
 from __future__ import annotations
