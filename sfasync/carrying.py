@@ -46,7 +46,7 @@ PIECE: Final = 2 * MiB
 """Bytes that it moves at once: half as many calls as of 1 MiB, and still in the caches (docs/performance.md)."""
 
 _NEWS: Final = 0.25
-"""Seconds after which the loop hears of a stretch that is not finished."""
+"""Seconds after which the loop hears of a stretch that is not finished, and another disk may have its turn."""
 
 _SHORT: Final = 0.003
 """Seconds of waiting for a piece that do no harm: three threads with 2 MiB each move 2 GB/s so."""
@@ -271,14 +271,7 @@ class Carriers:
                     self._meter.zero += step.length
                     self._meter.changed()
                 else:
-                    async with self._crew.hired(self._claim) as thread:
-                        slot = await pool.acquire(min(piece, step.length))
-                        hand = self._idle.pop()  # there are as many as lanes
-                        try:
-                            await self._move(hand, thread, step, slot.view, sink)
-                        finally:
-                            self._idle.append(hand)
-                            slot.release()
+                    await self._stretch(step, sink, piece, pool)
 
         try:
             await run_all(lane() for _ in self._hands)
@@ -290,33 +283,48 @@ class Carriers:
                 self._retreat.cancel()
         return self._left
 
-    async def _move(self, hand: _Hand, thread: Workers, step: Step, view: memoryview, sink: Sink) -> None:
-        """Let a thread move a stretch; what it does not is left."""
+    async def _stretch(self, step: Step, sink: Sink, piece: int, pool: BufferPool) -> None:
+        """Let threads move a stretch, each until it has news, in turns with other disks; what they do not is left."""
         assert step.action is Action.DATA and not step.zeros, f"{step} in the plan of a copy"
         position, end = step.offset, step.offset + step.length
-        well = self.count > 0
+        well = True
         while well and position < end:
             rest = Step(Action.DATA, position, end - position)
-            try:
-                moving = thread.submit(hand.move, rest, view)
-            except SystemLimitError as error:
-                _logger.info("a thread less: %s", error)  # the pipeline's have begun, or fail with this
-                break
-            try:
-                moved = await settled(moving, stop=hand.stop)
-            finally:
-                hand.settle()
-            for first, last in moved.zeros:
-                await sink.zero(first, last - first)
-            self._meter.read += moved.end - position
-            self._meter.written += moved.end - position
-            self._meter.seconds["read"] += moved.reading
-            self._meter.seconds["write"] += moved.writing
-            self._meter.changed()
+            async with self._crew.hired(self._claim) as thread:
+                slot = await pool.acquire(min(piece, rest.length))
+                hand = self._idle.pop()  # there are as many as lanes
+                try:
+                    moved = await self._move(hand, thread, rest, slot.view, sink)
+                finally:
+                    self._idle.append(hand)
+                    slot.release()
             position, well = moved.end, moved.well
         if position < end:
             self._left.append(Step(Action.DATA, position, end - position))
             self._end()
+
+    async def _move(self, hand: _Hand, thread: Workers, rest: Step, view: memoryview, sink: Sink) -> _Moved:
+        """Let a thread move what is left of a stretch until it has news."""
+        nothing = _Moved(rest.offset, [], False, 0.0, 0.0)
+        if not self.count:
+            return nothing
+        try:
+            moving = thread.submit(hand.move, rest, view)
+        except SystemLimitError as error:
+            _logger.info("a thread less: %s", error)  # the pipeline's have begun, or fail with this
+            return nothing
+        try:
+            moved = await settled(moving, stop=hand.stop)
+        finally:
+            hand.settle()
+        for first, last in moved.zeros:
+            await sink.zero(first, last - first)
+        self._meter.read += moved.end - rest.offset
+        self._meter.written += moved.end - rest.offset
+        self._meter.seconds["read"] += moved.reading
+        self._meter.seconds["write"] += moved.writing
+        self._meter.changed()
+        return moved
 
     def _end(self) -> None:
         """Let all threads end: after the piece that each is at, or in the midst of it if that takes long."""

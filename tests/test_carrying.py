@@ -11,9 +11,10 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Set
+from collections.abc import AsyncIterator, Callable, Iterator, Set
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -517,6 +518,46 @@ async def test_where_others_have_their_turns_it_is_always_the_same_ends(monkeypa
                 assert await threads.carry(plan, target, piece=512, pool=pool) == []
     assert target.content == source.content
     assert (len(source.used), len(target.used)) == (1, 1)
+    crew.close()
+
+
+async def test_long_stretches_do_not_hold_up_other_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three disks of one stretch each, and two threads."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr("sfasync.crew._LATE", 60.0)
+    monkeypatch.setattr("sfasync.carrying._NEWS", 1e-9)  # after each piece
+    crew, pool = Crew(), BufferPool(MiB)
+    read: list[str] = []
+
+    class Noted(ThreadedDisk):
+        """A disk that tells when it is read."""
+
+        @asynccontextmanager
+        async def readers(self, count: int) -> AsyncIterator[list[Reader]]:
+            async with super().readers(count) as readers:
+                for reader in readers:
+                    monkeypatch.setattr(reader, "read_into", partial(self._note, reader.read_into))
+                yield readers
+
+        def _note(self, read_into: Callable[[int, memoryview], None], offset: int, buffer: memoryview) -> None:
+            read.append(chr(self.content[0]))
+            read_into(offset, buffer)
+
+    async def move(name: str) -> None:
+        content = name.encode() * 64 * KiB
+        source = Noted(content, block_size=512, faults=set(), far=1 << 40)
+        target = ThreadedDisk(bytes(len(content)), block_size=512, faults=set(), far=1 << 40)
+        meter = Meter(name, source.size)
+        async with (
+            carriers(source, target, crew=crew, connections=3, block=0, meter=meter) as threads,
+            aclosing(pieces(source.extents(), size=source.size, piece=64 * KiB, alignment=512)) as plan,
+        ):
+            assert await threads.carry(plan, target, piece=KiB, pool=pool) == []
+        assert target.content == source.content
+
+    await asyncio.gather(*(move(name) for name in "abc"))
+    assert max(read.index(name) for name in "abc") < 8
+    assert min(len(read) - read[::-1].index(name) for name in "abc") > 3 * 64 - 8
     crew.close()
 
 
