@@ -321,6 +321,7 @@ def system_limit(error: BaseException) -> SystemLimitError | None:
         isinstance(error, MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or (isinstance(error, ImportError) and "map segment" in str(error))  # of a library: the loader has no errno
+        or (isinstance(error, RuntimeError) and str(error).startswith("can't allocate"))  # a lock, or a file's
     )
     if no_memory:
         return SystemLimitError("there is no more memory; let the process have more, or give it less with --memory")

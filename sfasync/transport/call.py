@@ -56,20 +56,20 @@ class _Past:
     """What a command that was not answered at once has been through.
 
     Attributes:
-        losses: With connections, since it last made progress.
-        attempts: Those losses of them that came one after another: an outage that cuts all connections takes a command
-            with it as often as it is sent again over the next of them, and that is one.
-        witnesses: The connections there were at the last of those; what becomes of them tells nothing new.
+        losses: Connections that it was lost with since it last made progress.
+        events: What they come to. An outage that cuts one connection after another is one event, however often the
+            command is sent again over the next of them.
+        witnesses: The connections there were at the last event; what becomes of them tells nothing new.
         refusals: By the server.
         stalls: Losses for a deadline.
         suspect: Whether it is sent alone.
     """
 
-    __slots__ = ("attempts", "losses", "refusals", "stalls", "suspect", "witnesses")
+    __slots__ = ("events", "losses", "refusals", "stalls", "suspect", "witnesses")
 
     def __init__(self) -> None:
         self.losses = 0
-        self.attempts = 0
+        self.events = 0
         self.witnesses: Sequence[Connection] = ()
         self.refusals = 0
         self.stalls = 0
@@ -261,17 +261,17 @@ class Call:
         missing = command.missing()
         come = command.length - sum(end - start for start, end in missing)
         if come >= min(_PROGRESS, max(command.length, 1)):
-            past.losses = past.attempts = 0
+            past.losses = past.events = 0
             past.witnesses = self._connections.each()
         elif command.cookie:  # it was sent, and not only queued
             past.losses += 1
             if connection not in past.witnesses:
-                past.attempts += 1
+                past.events += 1
                 past.witnesses = self._connections.each()
         past.stalls += isinstance(error, DeadlineError)
         if past.stalls >= _STALLS:
             self._fail(error)
-        elif past.attempts >= self._retry.attempts:
+        elif past.events >= self._retry.attempts:
             self.culprit = command
             self._fail(error)
         else:

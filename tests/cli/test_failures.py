@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 
 import click
@@ -10,6 +11,24 @@ import pytest
 
 from sfasync.cli.failures import Failure, Interrupted, describe
 from sfasync.errors import ConnectError, IntegrityError, StorageError, TlsError
+
+
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [
+        (MemoryError(), "memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory"),
+        (ImportError("x.so: failed to map segment from shared object"), "memory"),
+        (RuntimeError("can't allocate lock"), "memory"),  # _threadmodule.c
+        (RuntimeError("can't allocate read lock"), "memory"),  # bufferedio.c
+        (OSError(errno.EMFILE, "Too many open files"), "files"),
+        (OSError(errno.ENFILE, "Too many open files in system"), "files"),
+    ],
+)
+def test_limits_of_the_system_are_no_bugs(error: Exception, what: str) -> None:
+    failure = describe(ExceptionGroup("several", [error]))
+    assert (failure.code, failure.exit) == ("system-limit", 21)
+    assert what in failure.message
 
 
 def test_facts_of_an_error_travel() -> None:
