@@ -1,7 +1,7 @@
 """Threads that carry: the part of a copy between ends that answer at once.
 
 Each thread has an end of the source and one of the target (`blocking`) and moves a stretch of the plan piece by piece,
-without the event loop, which hears of whole stretches only::
+without the event loop, which hears of whole stretches, and four times in a second::
 
     thread 1   read write read write read write ...      one piece after another, from cache to cache
     thread 2      read write read write read write ...
@@ -11,7 +11,7 @@ That is the quickest way to move bytes as long as nobody has to wait. Where answ
 to be under way, and where something fails, it has to be asked again: both are the pipeline's, to which everything that
 is left is given back.
 
-All disks of an engine share the threads (`Crew`), stretch by stretch, and so get ahead at the same pace.
+All disks of an engine share the threads (`Crew`), in turns that are no longer, and so get ahead at the same pace.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, NamedTuple
 
@@ -69,21 +69,23 @@ _WAITING: Final = 0.75
 """Part of the time that they take: where the machine is busy, everything else takes longer too."""
 
 
-def stretch_length(left: int, hands: int, least: int) -> int:
-    """Bytes of the next stretch: the fewer are left, the shorter, so that threads end together.
+def stretches(end: int, *, crew: Crew, connections: int, least: int) -> Callable[[int], int]:
+    """How long stretches are, by their offsets: the less is left, the shorter, so that threads end together.
 
     Args:
-        left: Bytes that are still to be moved.
-        hands: How many threads there may be.
-        least: Bytes of the shortest, a power of two.
-
-    Returns:
-        A power of two.
+        end: Behind the last byte that is to be moved.
+        crew, connections: As of `carriers`.
+        least: Bytes of the shortest, a power of two; so are all.
     """
-    length = least
-    while length < _LONGEST and left >= 4 * hands * length:
-        length *= 2
-    return length
+    several = 4 * max(1, min(crew.count, connections - 1))  # for each thread
+
+    def length_at(offset: int) -> int:
+        length = least
+        while length < _LONGEST and end - offset >= several * length:
+            length *= 2
+        return length
+
+    return length_at
 
 
 class _Moved(NamedTuple):
@@ -294,16 +296,23 @@ class Carriers:
                 slot = await pool.acquire(min(piece, rest.length))
                 hand = self._idle.pop()  # there are as many as lanes
                 try:
-                    moved = await self._move(hand, thread, rest, slot.view, sink)
+                    moved = await self._move(hand, thread, rest, slot.view)
                 finally:
                     self._idle.append(hand)
                     slot.release()
+            for first, last in moved.zeros:
+                await sink.zero(first, last - first)
+            self._meter.read += moved.end - position
+            self._meter.written += moved.end - position
+            self._meter.seconds["read"] += moved.reading
+            self._meter.seconds["write"] += moved.writing
+            self._meter.changed()
             position, well = moved.end, moved.well
         if position < end:
             self._left.append(Step(Action.DATA, position, end - position))
             self._end()
 
-    async def _move(self, hand: _Hand, thread: Workers, rest: Step, view: memoryview, sink: Sink) -> _Moved:
+    async def _move(self, hand: _Hand, thread: Workers, rest: Step, view: memoryview) -> _Moved:
         """Let a thread move what is left of a stretch until it has news."""
         nothing = _Moved(rest.offset, [], False, 0.0, 0.0)
         if not self.count:
@@ -314,22 +323,15 @@ class Carriers:
             _logger.info("a thread less: %s", error)  # the pipeline's have begun, or fail with this
             return nothing
         try:
-            moved = await settled(moving, stop=hand.stop)
+            return await settled(moving, stop=hand.stop)
         finally:
             hand.settle()
-        for first, last in moved.zeros:
-            await sink.zero(first, last - first)
-        self._meter.read += moved.end - rest.offset
-        self._meter.written += moved.end - rest.offset
-        self._meter.seconds["read"] += moved.reading
-        self._meter.seconds["write"] += moved.writing
-        self._meter.changed()
-        return moved
 
     def _end(self) -> None:
         """Let all threads end: after the piece that each is at, or in the midst of it if that takes long."""
         if self.count:
             self.count = 0
+            self._claim.leaving = True
             for hand in self._hands:
                 hand.pause()
             self._retreat = asyncio.get_running_loop().call_later(_RETREAT, self._stop)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from .carrying import PIECE, STRETCH, stretch_length
+from .carrying import PIECE, STRETCH, stretches
 from .errors import UsageError
 from .extents import align_down, align_up, pieces
 from .interfaces import Sink, Source
@@ -90,11 +90,10 @@ async def copy(
     sink = shaped(target, options)
     piece = piece_size(options, resources, alignment, usual=PIECE)
     connections = _carried_connections(options, resources.limits)
-
-    def stretch_at(offset: int) -> int:
-        return max(stretch_length(size - offset, connections, STRETCH), piece)
-
-    async with aclosing(pieces(extents, size=size, piece=stretch_at, alignment=alignment)) as plan:
+    length_at = stretches(size, crew=resources.crew, connections=connections, least=STRETCH)
+    async with aclosing(
+        pieces(extents, size=size, piece=lambda offset: max(length_at(offset), piece), alignment=alignment)
+    ) as plan:
         count = await move(
             plan,
             resources.throttled(source),

@@ -1,11 +1,11 @@
-"""The threads of an engine that carry bytes, a stretch at a time, for whichever disk has its turn.
+"""The threads of an engine that carry bytes for whichever disk has its turn.
 
-Who moves one disk may be busy with it alone; several disks share, and as each comes again after all others, they get
-ahead at the same pace. More threads than the machine can keep at work would only push each other out of its caches.
+Who moves one disk may be busy with it alone; several disks share, and get ahead at the same pace. More threads than the
+machine can keep at work would only push each other out of its caches.
 
-A free thread goes to the disk that the fewest are at work for. Servers have threads and memory for each connection:
-three threads at one disk and then at the next one would use all connections of all disks, a thread for each of three
-disks uses one of each.
+A free thread goes to the disk that the fewest are at work for, and of several to the one that has waited longest.
+Servers have threads and memory for each connection: three threads at one disk and then at the next one would use all
+connections of all disks, a thread for each of three disks uses one of each.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ class Claim:
     """What one disk has had of a crew.
 
     Attributes:
-        at_work: Threads that it has now.
+        at_work: Threads that it has now, without those that are late.
         served: When it last got one; a number that grows.
+        leaving: Whether it comes only to go: set by its owner, whose hands are not to wait for that.
     """
 
     def __init__(self) -> None:
         self.at_work = 0
         self.served = 0
+        self.leaving = False
 
 
 class Crew:
@@ -56,25 +58,27 @@ class Crew:
         A block that takes long holds up nobody else: another thread comes in the place of this one.
         """
         await self._turn(claim)
-        thread = self._idle.pop() if self._idle else Workers(1, "sfasync-carrier")
-        replaced = False
+        over = False
 
-        def replace() -> None:
-            nonlocal replaced
-            replaced = True
-            self._admit(1)
+        def end() -> None:
+            nonlocal over
+            if not over:
+                over = True
+                self._end(claim)
 
-        late = asyncio.get_running_loop().call_later(_LATE, replace)
+        late = asyncio.get_running_loop().call_later(_LATE, end)
         try:
-            yield thread
+            thread = self._idle.pop() if self._idle else Workers(1, "sfasync-carrier")
+            try:
+                yield thread
+            finally:
+                if over:
+                    thread.close()
+                else:
+                    self._idle.append(thread)
         finally:
             late.cancel()
-            claim.at_work -= 1
-            if replaced:
-                thread.close()
-            else:
-                self._idle.append(thread)
-                self._admit(1)
+            end()
 
     def close(self) -> None:
         """Let the threads end; none may be hired."""
@@ -86,23 +90,28 @@ class Crew:
         """Wait until this disk may have one thread more."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((claim, turn))
-        self._admit(0)
+        self._admit()
         try:
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
                 self._waiting.remove((claim, turn))
             else:  # it had just got one
-                claim.at_work -= 1
-                self._admit(1)
+                self._end(claim)
             raise
 
-    def _admit(self, more: int) -> None:
-        """So many threads more may work: let those begin whose turn it is."""
-        self._free += more
+    def _end(self, claim: Claim) -> None:
+        """A disk has one thread less."""
+        claim.at_work -= 1
+        self._free += 1
+        self._admit()
+
+    def _admit(self) -> None:
+        """Let those begin whose turn it is."""
         while self._free and (waiting := [one for one in self._waiting if not one[1].done()]):
-            first = claim, turn = min(waiting, key=_precedence)  # of several that are equal the one that came first
+            first = min(waiting, key=_precedence)  # of several that are equal the one that came first
             self._waiting.remove(first)
+            claim, turn = first
             self._free -= 1
             self._served += 1
             claim.at_work += 1
@@ -110,6 +119,6 @@ class Crew:
             turn.set_result(None)
 
 
-def _precedence(waiting: tuple[Claim, asyncio.Future[None]]) -> tuple[int, int]:
+def _precedence(waiting: tuple[Claim, asyncio.Future[None]]) -> tuple[bool, int, int]:
     claim, _ = waiting
-    return claim.at_work, claim.served
+    return not claim.leaving, claim.at_work, claim.served

@@ -19,7 +19,7 @@ from contextlib import aclosing
 from typing import Final
 
 from .buffers import BufferPool
-from .carrying import carriers, stretch_length
+from .carrying import carriers, stretches
 from .crew import Crew
 from .extents import Action, Step, again
 from .interfaces import DiskWriter, Source
@@ -29,8 +29,7 @@ from .recess import Plan, Recess
 from .units import MiB
 
 _STRETCH: Final = 8 * MiB
-"""Bytes that a thread seals, at least, before it is another disk's turn: several equal disks end within a few of them.
-"""
+"""Bytes of the shortest stretch, with which disks end: several equal ones within a few of them."""
 
 _LEAST: Final = 4
 """Chunks next to each other that are worth a thread's while."""
@@ -76,9 +75,7 @@ async def haul(
     async def pipeline(steps: AsyncIterator[Step]) -> None:
         await transfer(steps, source, writer, pool=pool, lanes=lanes, meter=meter)
 
-    def stretch_at(offset: int) -> int:
-        return stretch_length(meter.size - offset, connections, _STRETCH)
-
+    length_at = stretches(meter.size, crew=crew, connections=connections, least=_STRETCH)
     plan = Plan(plan)
     recess = Recess()
     least = max(2, crew.count - 1)  # with fewer of them than processors, the pipeline seals more at a time
@@ -93,8 +90,8 @@ async def haul(
         ) as threads:
             carried = threads.count > 0
             if carried:
-                async with aclosing(_stretches(plan, kept, pipeline, stretch_at)) as stretches:
-                    left = await threads.carry(stretches, writer, piece=writer.chunk_size, pool=pool)
+                async with aclosing(_stretches(plan, kept, pipeline, length_at)) as steps:
+                    left = await threads.carry(steps, writer, piece=writer.chunk_size, pool=pool)
         enough: Callable[[Step], bool] = _Dense()
         if left or not carried:
             recess.begin(carried=carried)

@@ -1,7 +1,8 @@
 """How threads and the pipeline take turns at one plan: what threads give back is the pipeline's, but not for ever.
 
 A server that took its time may answer at once a minute later, and one that was lost may be back. So threads are tried
-again after a while; where that is in vain it costs some tenths of a second, each time after twice as long::
+again after a while, with the next stretch. Where that is in vain it costs some tenths of a second, each time after
+twice as long::
 
     threads   ----far         -far                   ----------------------
     pipeline             -----    -----------------

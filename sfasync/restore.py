@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nu
 from dataclasses import dataclass, field, replace
 
 from . import badblocks
-from .carrying import STRETCH, stretch_length
+from .carrying import STRETCH, stretches
 from .endpoints import TargetSink
 from .errors import CbtError, IntegrityError, SourceError, TargetError, UsageError, printable
 from .extents import Step, align_down, align_up, pieces, touched, with_also
@@ -220,11 +220,11 @@ class Restore:
 
     def _stretches(self, source: Source, start: int, end: int, alignment: int) -> AsyncGenerator[Step, None]:
         """The plan for the bytes from `start` to before `end`."""
-        connections = self._resources.limits.connections
+        crew, connections = self._resources.crew, self._resources.limits.connections
         return pieces(
             source.extents(start, end - start),
             size=end,
-            piece=lambda offset: stretch_length(end - offset, connections, STRETCH),
+            piece=stretches(end, crew=crew, connections=connections, least=STRETCH),
             alignment=alignment,
             start=start,
         )

@@ -80,6 +80,81 @@ async def _once(crew: Crew, claim: Claim) -> None:
         await asyncio.sleep(0)
 
 
+async def test_one_that_is_late_does_not_keep_its_disk_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two disks that always want more; one of them has a thread that does not come back."""
+    monkeypatch.setattr("sfasync.crew._LATE", 0.01)
+    crew = Crew()
+    slow, quick, go = Claim(), Claim(), asyncio.Event()
+
+    async def hanging() -> None:
+        async with crew.hired(slow):
+            await go.wait()
+
+    task = asyncio.create_task(hanging())
+    await asyncio.sleep(0.05)
+    assert (slow.at_work, quick.at_work) == (0, 0)
+    go.set()
+    await task
+    assert (slow.at_work, quick.at_work) == (0, 0)
+    crew.close()
+
+
+async def test_who_only_leaves_is_first() -> None:
+    crew = Crew()
+    claims = [Claim() for _ in range(crew.count + 2)]
+    order: list[int] = []
+
+    async def work(number: int) -> None:
+        async with crew.hired(claims[number]):
+            order.append(number)
+            await asyncio.sleep(0)
+
+    tasks = [asyncio.create_task(work(number)) for number in range(len(claims))]
+    tasks += [asyncio.create_task(work(0)) for _ in range(2)]
+    await asyncio.sleep(0)
+    claims[0].leaving = True
+    await asyncio.gather(*tasks)
+    assert order == [*range(crew.count), 0, 0, crew.count, crew.count + 1]
+    crew.close()
+
+
+async def test_no_turn_is_lost_when_there_is_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = Crew()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't allocate lock")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sfasync.crew.Workers", fail)
+        for _ in range(crew.count + 1):
+            with pytest.raises(RuntimeError):
+                await name_of(crew)
+    async with asyncio.timeout(60):
+        await name_of(crew)
+    crew.close()
+
+
+async def test_who_is_cancelled_with_the_turn_just_given_gives_it_back() -> None:
+    crew = Crew()
+    async with AsyncExitStack() as stack:
+        for _ in range(crew.count):
+            await stack.enter_async_context(crew.hired(Claim()))
+        claim = Claim()
+        tasks = [asyncio.create_task(_once(crew, claim)) for _ in range(crew.count)]
+        await asyncio.sleep(0)
+    assert claim.at_work == crew.count  # and none of them knows it yet
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    assert all(task.cancelled() for task in tasks)
+    assert claim.at_work == 0
+    async with AsyncExitStack() as stack:
+        for _ in range(crew.count):
+            async with asyncio.timeout(60):
+                await stack.enter_async_context(crew.hired(Claim()))
+    crew.close()
+
+
 async def test_who_worked_last_is_next() -> None:
     crew = Crew()
     assert len({await name_of(crew) for _ in range(5)}) == 1

@@ -262,7 +262,6 @@ class Call:
         come = command.length - sum(end - start for start, end in missing)
         if come >= min(_PROGRESS, max(command.length, 1)):
             past.losses = past.events = 0
-            past.witnesses = self._connections.each()
         elif command.cookie:  # it was sent, and not only queued
             past.losses += 1
             if connection not in past.witnesses:

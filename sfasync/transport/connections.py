@@ -7,7 +7,7 @@ and a difference is the end of all connections.
 A server may meet a request it cannot serve by dropping the connection (qemu-nbd does on a bad sector), which fails
 whatever else was in flight. A request that was lost again and again is therefore a *suspect*: as long as there is one,
 a single request is in flight at any time, so that a loss can be told from the misfortune of a neighbour. It goes over
-connections that were opened after its last loss, so that an outage which cuts one connection after another is one loss.
+a connection that was opened since, where one can be had soon: what cut one may be about to cut the others.
 """
 
 from __future__ import annotations
@@ -112,6 +112,7 @@ class Connections:
         self._expected = 0  # beyond those, while they are being opened
         self._joining: asyncio.Task[None] | None = None
         self._replacing: asyncio.Task[None] | None = None
+        self._in_vain = False  # it has failed at least once, and may take long
         self._suspects = 0
         self._waiting: list[Waiter] = []
         self._closed = False
@@ -147,7 +148,7 @@ class Connections:
 
         Args:
             suspect: The command it is for is one.
-            but: None of these, unless there is no other and none on its way.
+            but: None of these, unless there is no other and none that may come soon.
 
         Raises:
             SfasyncError: Connections cannot be replaced any more, for this reason.
@@ -161,7 +162,7 @@ class Connections:
             return None
         if but:
             others = [connection for connection in alive if connection not in but]
-            if not others and self._replacing is not None:
+            if not others and self._replacing is not None and not self._in_vain:
                 return None
             alive = others or alive
         return alive[0] if len(alive) == 1 else min(alive, key=_load)
@@ -330,6 +331,7 @@ class Connections:
         if reason is not None and not isinstance(reason, LOST):
             self.failure = reason
         if self.failure is None:
+            self._in_vain = False
             self._replacing = asyncio.get_running_loop().create_task(self._replace(reason))
 
     async def _replace(self, reason: SfasyncError | None) -> None:
@@ -383,7 +385,9 @@ class Connections:
                 raise ExportError(
                     f"{self._peer}: size, flags or block sizes are not what they were before the connection was lost"
                 )
+            self._in_vain = True
             self._call_back()
+            self._wake()
         raise self._too_long(reason, last)
 
     def _patience(self, outage: Backoff) -> float:

@@ -328,6 +328,33 @@ async def test_what_is_lost_over_all_connections_in_one_event_is_lost_once(call:
     assert cuts == events + 1  # two in the first one, after which the request waits for a new connection each time
 
 
+async def test_a_suspect_does_not_wait_for_a_server_that_lets_nobody_in() -> None:
+    """Of four connections two are cut, and there is no fifth."""
+    cuts = 0
+
+    async def cutting(client: Client) -> None:
+        nonlocal cuts
+        await client.open()
+        request = await client.request()
+        if cuts < 2:
+            cuts += 1
+            return
+        await client.say(peer.chunk(request.cookie, peer.NONE, done=True))
+        await client.silence()
+
+    async def refusing(client: Client) -> None:
+        client.hang_up()
+
+    scripts = [cutting] * 4 + [refusing]
+    async with liar(*scripts) as address, await open_export(address, connections=4, retry=QUICK) as export:
+        while export.connections < 4:
+            await asyncio.sleep(0.01)
+        async with asyncio.timeout(QUICK.outage / 2):
+            await export.write(0, bytes(512))
+        assert export.connections == 2
+    assert cuts == 2
+
+
 async def test_a_server_that_is_shutting_down_is_left() -> None:
     async def leaving(client: Client) -> None:
         await client.open()
