@@ -175,7 +175,7 @@ async def test_a_repository_that_cannot_be_written_ends_it(
             error = StorageError("the disk is full")
             self.fail(error)
             raise error
-        return put(self, *args, **options)  # type: ignore[arg-type]
+        return put(self, *args, **options)  # type: ignore[arg-type] # as they came
 
     monkeypatch.setattr(Intake, "put", failing)
     with nbdkit("file", image) as server:

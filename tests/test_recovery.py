@@ -328,7 +328,7 @@ async def test_what_cannot_be_wanted_is_refused_at_once(
     engine: Engine, platform: RestoringPlatform, options: dict[str, object], why: str
 ) -> None:
     with pytest.raises(UsageError, match=why):
-        engine.start_restore("web-01@latest", platform=platform, **options)  # type: ignore[arg-type]
+        engine.start_restore("web-01@latest", platform=platform, **options)  # type: ignore[arg-type] # of any kind
     for wanted in ({"vm": "web-01"}, {"new_name": "x"}, {"differential": True}):
         with pytest.raises(UsageError, match="only a platform"):
             engine.start_restore("web-01@latest", to="d", **wanted)

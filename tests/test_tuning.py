@@ -118,7 +118,7 @@ def test_answers_that_take_now_more_and_now_less_time(seed: int) -> None:
 
     def seconds(setting: Callable[[], Setting], finished: Callable[[float, float, int], None]) -> float:
         rng = random.Random(seed)
-        latency = lambda now: 0.02 * rng.uniform(0.25, 1.75)  # noqa: E731
+        latency = lambda now: 0.02 * rng.uniform(0.25, 1.75)  # noqa: E731 - one line of a model
         return simulate(8 * GiB, setting, finished, latency=latency, bandwidth=3e9, parallel=64)
 
     assert seconds(lambda: chosen.setting, chosen.finished) <= 1.1 * seconds(lambda: most, lambda *step: None)

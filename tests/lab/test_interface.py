@@ -77,7 +77,7 @@ async def test_log_in(lab: Lab) -> None:
         await platform.server("web-01")
 
 
-@pytest.mark.parametrize("kind", [hashes.SHA1(), hashes.SHA256()])  # noqa: S303
+@pytest.mark.parametrize("kind", [hashes.SHA1(), hashes.SHA256()])  # noqa: S303 - the platform signs with both
 async def test_log_in_of_the_second_generation(lab: Lab, kind: hashes.HashAlgorithm) -> None:
     async with caller(lab, logged_in=False) as platform:
         modulus = int((await platform.call("GET", "/janus/v2/public-key"))["public_key"].strip(), 16)

@@ -154,4 +154,4 @@ def test_what_cannot_be_set(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'require' needs the socket of the 'agent'"):
         QemuVm(socket=tmp_path, quiesce="require")
     with pytest.raises(UsageError, match="quiesce 'sometimes' is none of auto, require, off"):
-        QemuVm(socket=tmp_path, quiesce="sometimes")  # type: ignore[arg-type]
+        QemuVm(socket=tmp_path, quiesce="sometimes")  # type: ignore[arg-type] # a wrong word

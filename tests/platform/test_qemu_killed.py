@@ -154,7 +154,7 @@ async def test_a_monitor_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """QEMU is there still, so what was made is removed over another connection."""
     with daemon({"vda": SIZE}) as machine:
         at = At(monkeypatch)
-        at.action = lambda monitor: monitor._client._writer.transport.abort()  # type: ignore[union-attr]
+        at.action = lambda monitor: monitor._client._writer.transport.abort()  # type: ignore[union-attr] # it is connected
         for number in range(1, COMMANDS, 5):
             came = await interrupted(machine, at, number)
             assert await made_by_us(machine) == [], f"cut off before command {number}"

@@ -92,7 +92,7 @@ async def test_a_selection_by_time(repository: Repository) -> None:
 async def test_what_cannot_be_said(repository: Repository, changes: dict[str, object], message: str) -> None:
     (backup,) = await several(repository, "a", 1)
     with pytest.raises(UsageError, match=message):
-        await repository.annotate(backup.id, **changes)  # type: ignore[arg-type]
+        await repository.annotate(backup.id, **changes)  # type: ignore[arg-type] # of any kind
     assert await repository.find(backup.id) == backup
 
 

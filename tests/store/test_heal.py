@@ -391,7 +391,7 @@ def _readonly(store: object, path: str, *, create: bool = False) -> int:
     """`LocalStore._open_directory` on a file system that is mounted to be read."""
     if create:
         raise OSError(30, "Read-only file system")
-    root: int = store._root  # type: ignore[attr-defined]
+    root: int = store._root  # type: ignore[attr-defined] # of a directory
     return os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=root)
 
 

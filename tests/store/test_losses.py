@@ -43,7 +43,7 @@ def platform() -> TrackingPlatform:
 
 
 async def back_up_vm(engine: Engine, platform: TrackingPlatform, repository: Repository, **options: str) -> Manifest:
-    result = await engine.backup_vm("web-01", platform=platform, audit="off", **options)  # type: ignore[arg-type]
+    result = await engine.backup_vm("web-01", platform=platform, audit="off", **options)  # type: ignore[arg-type] # of any kind
     return await repository.find(result.id)
 
 

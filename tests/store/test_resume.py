@@ -407,7 +407,7 @@ def test_age_is_told_by_the_clock_of_the_store() -> None:
     store.clock = lambda: 0.0
     store.put(f"{JOURNALS}{'a' * 32}.{1:016x}.{1:016x}", b"")
     for days, left in ((6, 1), (8, 0)):
-        store.clock = lambda days=days: days * 86400.0  # type: ignore[misc]
+        store.clock = lambda days=days: days * 86400.0  # type: ignore[misc] # days is given
         key = session_key("b" * 32, days)
         store.put(key, b"")
         module.reclaim(records, key)

@@ -32,9 +32,9 @@ def die(*_: object) -> None:
 def die_at(instant: str) -> None:
     """Arrange for the death of this process."""
     if instant == "manifest":
-        Session.commit = die  # type: ignore[assignment]
+        Session.commit = die  # type: ignore[assignment] # for this process
     elif instant == "committed":
-        QemuSnapshot.committed = die  # type: ignore[assignment]
+        QemuSnapshot.committed = die  # type: ignore[assignment] # for this process
     else:
         execute = Monitor._execute
         left = int(instant)
@@ -46,7 +46,7 @@ def die_at(instant: str) -> None:
                 die()
             return await execute(self, command, arguments)
 
-        Monitor._execute = count  # type: ignore[method-assign]
+        Monitor._execute = count  # type: ignore[method-assign] # for this process
 
 
 async def back_up(repository: str, platform: QemuSettings) -> None:

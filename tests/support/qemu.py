@@ -50,7 +50,7 @@ class Machine:
 
     def platform_settings(self, **changes: object) -> QemuSettings:
         """Settings with this one VM, called ``web-01``."""
-        return QemuSettings(vms={"web-01": replace(self.settings, **changes)}, timeouts=TIMEOUTS)  # type: ignore[arg-type]
+        return QemuSettings(vms={"web-01": replace(self.settings, **changes)}, timeouts=TIMEOUTS)  # type: ignore[arg-type] # any of them
 
 
 def create_image(path: Path, size: int) -> None:

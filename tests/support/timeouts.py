@@ -12,7 +12,7 @@ from collections.abc import Generator
 from types import FrameType
 
 import pytest
-import pytest_timeout  # type: ignore[import-untyped]
+import pytest_timeout  # type: ignore[import-untyped] # it has no types
 
 GRACE = 30.0
 """Seconds that a test which took too long has to clean up, before it is interrupted again."""

@@ -65,7 +65,7 @@ async def test_the_management_interface_where_the_list_has_no_address(platform: 
         await resolved(platform, NbdSettings())
 
 
-@pytest.mark.parametrize("ip", ["127.0.0.1", "::1", "169.254.169.254", "224.0.0.1", "0.0.0.0", "evil.example", "10.1"])  # noqa: S104
+@pytest.mark.parametrize("ip", ["127.0.0.1", "::1", "169.254.169.254", "224.0.0.1", "0.0.0.0", "evil.example", "10.1"])  # noqa: S104 - nothing listens there
 async def test_where_no_host_of_a_cluster_is(platform: FakePlatform, ip: str) -> None:
     cluster(platform, [{"id": "host-1", "ip": ip}])
     with pytest.raises(PlatformError, match="host-1"):
