@@ -21,7 +21,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Final, NamedTuple
 
 from .blocking import BlockingSink, BlockingSource, FileReader, FileWriter, Reader, Writer
@@ -31,6 +31,7 @@ from .errors import SfasyncError, SystemLimitError
 from .extents import Action, Step
 from .interfaces import Sink, Source
 from .progress import Meter
+from .scheduling import as_batch
 from .sparse import zero_runs
 from .tasks import run_all
 from .units import MiB
@@ -139,9 +140,11 @@ class _Hand:
         reader, writer: The ends.
         block: Zeros count where they fill a block of so many bytes of the disk; 0 to write them.
         distance: Of both ends; a hand ends when they are far.
+        batch: As of `carriers`.
     """
 
-    def __init__(self, reader: Reader, writer: Writer, block: int, distance: _Distance) -> None:
+    def __init__(self, reader: Reader, writer: Writer, block: int, distance: _Distance, *, batch: bool) -> None:
+        self._batch = batch
         self._distance = distance
         self._reader = reader
         self._writer = writer
@@ -155,6 +158,10 @@ class _Hand:
 
         Ends with the stretch, the first failure, `stop`, a far end, or when there is news.
         """
+        with as_batch() if self._batch else nullcontext():
+            return self._move(step, view)
+
+    def _move(self, step: Step, view: memoryview) -> _Moved:
         position, end = step.offset, step.offset + step.length
         zeros: list[tuple[int, int]] = []
         reading = writing = 0.0
@@ -343,7 +350,15 @@ class Carriers:
 
 @asynccontextmanager
 async def carriers(
-    source: Source, target: Sink, *, crew: Crew, connections: int, least: int = 2, block: int, meter: Meter
+    source: Source,
+    target: Sink,
+    *,
+    crew: Crew,
+    connections: int,
+    least: int = 2,
+    block: int,
+    batch: bool = False,
+    meter: Meter,
 ) -> AsyncIterator[Carriers]:
     """Threads for a copy, for the time of the block.
 
@@ -354,6 +369,7 @@ async def carriers(
         connections: To each end, of which one stays free.
         least: How many threads are worth it. None come where there would be fewer, or an end is not for threads.
         block: As of `SparseSink`.
+        batch: Whether threads only receive and send, and leave the processor to the servers (`scheduling`).
         meter: Counts what is done.
     """
     async with AsyncExitStack() as ends:
@@ -364,5 +380,5 @@ async def carriers(
             readers = await ends.enter_async_context(source.readers(count))
             writers = await ends.enter_async_context(target.writers(len(readers)))
             distance = _Distance(len(writers))
-            hands = [_Hand(*pair, block, distance) for pair in zip(readers, writers, strict=False)]
+            hands = [_Hand(*pair, block, distance, batch=batch) for pair in zip(readers, writers, strict=False)]
         yield Carriers(hands if len(hands) >= least else [], distance, crew, meter)

@@ -102,6 +102,7 @@ async def copy(
             shaped=sink,
             block=zero_block(target, options),
             connections=connections,
+            batch=True,
             carried=piece,
             piped=lambda _: tuner.setting.size,
             lanes=tuner,

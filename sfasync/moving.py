@@ -28,6 +28,7 @@ async def move(
     shaped: Sink | None = None,
     block: int = 0,
     connections: int,
+    batch: bool = False,
     carried: int,
     piped: PieceLength,
     lanes: int | Tuner,
@@ -42,7 +43,7 @@ async def move(
         resources: Shared with the engine's other jobs.
         shaped: The target as zeros in data are to be treated, which threads do by `block`; None for the target itself.
         block: As of `SparseSink`.
-        connections: As of `carriers`.
+        connections, batch: As of `carriers`.
         carried: Bytes that a thread moves at once.
         piped: How long steps of the pipeline are.
         lanes: As of `transfer`.
@@ -61,7 +62,7 @@ async def move(
     while not plan.ended:
         # Its block ends before the pipeline begins, which needs the connections of the threads.
         async with carriers(
-            source, target, crew=resources.crew, connections=connections, block=block, meter=meter
+            source, target, crew=resources.crew, connections=connections, block=block, batch=batch, meter=meter
         ) as threads:
             were = threads.count
             left = await threads.carry(plan, sink, piece=carried, pool=resources.pool)

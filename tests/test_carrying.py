@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfasync import DeadlineError, Engine, Limits, Retry, SourceError, TargetError, Timeouts
+from sfasync import DeadlineError, Engine, Limits, Repository, Retry, SourceError, TargetError, Timeouts
 from sfasync.blocking import Reader, Writer
 from sfasync.buffers import BufferPool
 from sfasync.carrying import STRETCH, _Distance, carriers, stretches
@@ -95,6 +95,29 @@ async def test_to_an_export(image: Path, tmp_path: Path, certificates: Path, sec
     assert same_content(image, target)
     assert (result.bytes_read, result.durable) == (SIZE, True)
     assert result.requests in (2, 3)
+
+
+@pytest.mark.usefixtures("patient")
+async def test_who_only_moves_bytes_leaves_the_processor_to_the_server(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies: set[int] = set()
+    read_into = PlainLine.read_into
+
+    def scheduled(self: PlainLine, offset: int, buffer: memoryview) -> None:
+        policies.add(os.sched_getscheduler(0))
+        read_into(self, offset, buffer)
+
+    monkeypatch.setattr(PlainLine, "read_into", scheduled)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    with nbdkit("file", image) as server:
+        store = await Repository.open(tmp_path / "repository", create=True)
+        async with store, Engine(store) as engine:
+            await engine.copy(server.uri, "null:")
+            assert policies == {os.SCHED_BATCH}
+            policies.clear()
+            await engine.backup_vm("vm", disks={"vda": server.uri})  # with the same threads
+    assert policies == {os.SCHED_OTHER}, "who seals what it has read needs the processor itself"
 
 
 @pytest.mark.parametrize("at", [0, 15 * MiB, 29 * MiB])

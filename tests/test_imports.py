@@ -25,7 +25,8 @@ RINGS = (
     {
         *("_version", "audit", "blocking", "buffers", "credentials", "errors", "extents", "files", "foreign"),
         *("interfaces", "lazy", "leases", "models", "nbd", "openssl", "progress", "resolvers", "retry", "scattered"),
-        *("shares", "sparse", "state", "tasks", "throttle", "tls", "tracking", "trust", "tuning", "units", "workers"),
+        *("scheduling", "shares", "sparse", "state", "tasks", "throttle", "tls", "tracking", "trust", "tuning"),
+        *("units", "workers"),
     },
     {"pipeline", "platform", "store", "transport"},
     {
