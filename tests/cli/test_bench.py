@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -140,6 +141,24 @@ async def test_the_image_of_usr_is_a_file_system_full_of_files(tmp_path: Path) -
     assert 30 < sum(bytes([number]) * 100_000 in content for number in range(1, 64)) < 40  # 85 % of 8 MiB
     await run_tool("e2fsck", "-f", "-n", image)
     assert sorted(tmp_path.iterdir()) == [top, image]
+
+
+async def test_a_file_with_several_names_is_in_the_image_once(tmp_path: Path) -> None:
+    require("mkfs.ext4")
+    top = tmp_path / "top"
+    content = random.Random(3).randbytes(100_000)
+    for number in range(40):  # more than there would be room for
+        (top / f"{number % 3}").mkdir(parents=True, exist_ok=True)
+        name = top / f"{number % 3}" / f"{number}"
+        if number:
+            name.hardlink_to(top / "0" / "0")
+        else:
+            name.write_bytes(content)
+    image = await usr_image(tmp_path, 2 * MIB, top=top)
+    assert image.read_bytes().count(content[:1000]) == 1
+    await run_tool("e2fsck", "-f", "-n", image)  # which counts names
+    listed = await run_tool("debugfs", "-R", f"stat {Path('/', *top.parts[1:])}/1/1", image)
+    assert "Links: 40" in listed
 
 
 async def test_scattered_pieces_are_all_there(place: Path) -> None:

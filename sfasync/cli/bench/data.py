@@ -8,7 +8,6 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from ...programs import run_tool
@@ -40,10 +39,16 @@ async def usr_image(directory: Path, size: int, *, top: Path = USR) -> Path:
     if not image.exists():
         with tempfile.TemporaryDirectory(prefix="usr-", dir=directory) as tree:
             room = int(size * _FILLED)
-            for number, (path, length) in enumerate(_files_of(top)):
-                if length + _PER_FILE <= room:
-                    room -= length + _PER_FILE
-                    _copy(path, Path(tree, *path.parts[1:]))
+            copies: dict[tuple[int, int], Path] = {}  # what has several names is one file
+            for number, (path, status) in enumerate(_files_of(top)):
+                target = Path(tree, *path.parts[1:])
+                inode = (status.st_dev, status.st_ino)
+                if inode in copies:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.hardlink_to(copies[inode])
+                elif status.st_size + _PER_FILE <= room and _copied(path, target):
+                    room -= status.st_size + _PER_FILE
+                    copies[inode] = target
                 if number % 16 == 0:
                     await asyncio.sleep(0)
             options = "root_owner=0:0,lazy_itable_init=0"
@@ -64,10 +69,10 @@ async def sparse_qcow2(place: Place, size: int, pieces: int) -> Path:
     return image
 
 
-def _files_of(top: Path) -> Iterator[tuple[Path, int]]:
-    """Regular files and their sizes: at any point a sample of all, those of a directory together as on a real disk."""
+def _files_of(top: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Regular files: at any point a sample of all, those of a directory together as on a real disk."""
     directories = [str(top)]
-    found: dict[str, list[tuple[Path, int]]] = {}
+    found: dict[str, list[tuple[Path, os.stat_result]]] = {}
     for directory in directories:  # which grows meanwhile
         with os.scandir(directory) as entries:
             files = found[directory] = []
@@ -75,13 +80,17 @@ def _files_of(top: Path) -> Iterator[tuple[Path, int]]:
                 if entry.is_dir(follow_symlinks=False):
                     directories.append(entry.path)
                 elif entry.is_file(follow_symlinks=False):
-                    files.append((Path(entry.path), entry.stat(follow_symlinks=False).st_size))
+                    files.append((Path(entry.path), entry.stat(follow_symlinks=False)))
     random.Random(0).shuffle(directories)
     for directory in directories:
         yield from found[directory]
 
 
-def _copy(path: Path, target: Path) -> None:
+def _copied(path: Path, target: Path) -> bool:
+    """Copy a file; False if it is not for everybody."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(PermissionError):  # not everything in /usr is for everybody
+    try:
         shutil.copyfile(path, target)
+    except PermissionError:
+        return False
+    return True
