@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,25 @@ def test_a_file_in_any_pieces(file: int, sizes: list[int], direct: bool, monkeyp
     writer.close()
     writer.close()
     assert os.pread(file, len(content) + 1, 0) == content
+
+
+def test_memory_is_used_again_and_not_hoarded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    spares: list[memoryview] = []
+    monkeypatch.setattr(files, "_spares", spares)
+    for _ in range(2):
+        with ExitStack() as opened:
+            writers = []
+            for number in range(6):
+                file = opened.enter_context((tmp_path / str(number)).open("wb"))
+                writers.append(files.FileWriter(file.fileno()))
+                writers[-1].write(bytes([number]) * (PIECE + number))
+            for writer in writers:
+                writer.flush()
+                writer.close()
+                writer.close()
+        assert len(spares) == 4
+        for number in range(6):
+            assert (tmp_path / str(number)).read_bytes() == bytes([number]) * (PIECE + number)
 
 
 def test_whole_pieces_of_a_new_file_go_past_the_page_cache(file: int, monkeypatch: pytest.MonkeyPatch) -> None:
