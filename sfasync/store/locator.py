@@ -55,6 +55,7 @@ class Locator:
         self._torn = False  # index objects are damaged, or were lost
         self._is_choosy = False  # `set_usable` was called
         self._whole: set[bytes] = set()  # packs that have their size, since `set_usable`
+        self._is_new = False  # no pack can be relied on: nothing has to be looked for
         self._cache: IndexCache | None = None
         self._closed = False
 
@@ -103,6 +104,8 @@ class Locator:
         A pack is looked at when it is first relied on. One that was cut short or emptied, as a file system may do to
         what it held when it was damaged, is left out: what it should hold is stored again.
         """
+        if self._is_new:
+            return {}
         while True:
             found = self._use(lambda cache: cache.usable(kind, blobs))
             unseen = set(found.values()) - self._whole
@@ -151,6 +154,7 @@ class Locator:
 
     def add(self, index: bytes, reader: IndexReader) -> None:
         """Take in an index object that was just made durable."""
+        self._is_new = False
         self._use(lambda cache: cache.add(index, reader))
 
     def rebuild_once(self, used: IndexCache) -> bool:
@@ -178,7 +182,9 @@ class Locator:
 
     def _choose(self, cache: IndexCache) -> None:
         present = _present_packs(self._store)
-        cache.set_usable(present, _doomed_packs(self._store))
+        doomed = _doomed_packs(self._store)
+        cache.set_usable(present, doomed)
+        self._is_new = not present - doomed
 
     def _sync(self, cache: IndexCache) -> list[Damage]:
         wrong = self._sync_quarantine(cache)

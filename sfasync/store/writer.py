@@ -290,10 +290,10 @@ class ChunkWriter:
         seal_seconds = time.perf_counter() - began - stored.seconds
         with self._building() as builder:
             self._tell_zeros(builder)
-            for run in _adjacent(finished):
-                first, end = run[0].offset // self.chunk_size, -(-run[-1].end // self.chunk_size)
-                digests = [(one.offset // self.chunk_size, one.digest) for one in run if one.digest != ZERO]
-                builder.put_sparse(first, end - first, digests)
+            if len(finished) == 1:
+                builder.put(finished[0].offset // self.chunk_size, finished[0].digest)
+            else:
+                self._put_runs(builder, finished)
             for one in finished:
                 self._count_chunk(one.length, one.digest, is_new=one.is_new)
             self._bytes_stored += stored.length
@@ -302,6 +302,13 @@ class ChunkWriter:
         for one in finished:
             if one.notes is not None:
                 one.notes.add(one.offset // self.chunk_size, one.digest)
+
+    def _put_runs(self, builder: PageBuilder, finished: Sequence[_Finished]) -> None:
+        """Let the tree have several chunks, those next to each other in one step."""
+        for run in _adjacent(finished):
+            first, end = run[0].offset // self.chunk_size, -(-run[-1].end // self.chunk_size)
+            digests = [(one.offset // self.chunk_size, one.digest) for one in run if one.digest != ZERO]
+            builder.put_sparse(first, end - first, digests)
 
     @contextmanager
     def _building(self) -> Iterator[PageBuilder]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
 
 from sfasync.errors import RepositoryVersionError, StateError
-from sfasync.store.cache import IndexCache, cache_path
+from sfasync.store.cache import IndexCache, NameAndLength, cache_path
 from sfasync.store.index import IndexReader, encode_index
 from sfasync.store.locator import Locator
 from sfasync.store.names import INDEX, TOMBSTONES, index_key, pack_key
@@ -132,6 +132,33 @@ def test_only_packs_that_stay_are_relied_on(store: MemoryStore, locator: Locator
     assert pack_with(locator, 2) is None
     assert pack_with(locator, 3) is None
     assert known(locator, 3)
+
+
+def test_nothing_is_looked_for_where_nothing_can_be_relied_on(
+    store: MemoryStore, locator: Locator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[BlobKind] = []
+    usable = IndexCache.usable
+
+    def counting(self: IndexCache, kind: BlobKind, blobs: Collection[NameAndLength]) -> dict[NameAndLength, bytes]:
+        asked.append(kind)
+        return usable(self, kind, blobs)
+
+    monkeypatch.setattr(IndexCache, "usable", counting)
+    locator.sync()
+    locator.set_usable()
+    assert pack_with(locator, 1) is None
+    assert asked == []
+    pack = pack_of(1, [name(1)])
+    index = put_index(store, [pack])
+    locator.add(index, locator.read(index))
+    assert pack_with(locator, 1) == pack.id, "what this session has stored itself"
+    store.put(TOMBSTONES + pack.id.hex(), b"")
+    locator.set_usable()
+    assert pack_with(locator, 1) is None
+    assert len(asked) == 1
+    locator.rebuild_once(locator.cache)
+    assert pack_with(locator, 1) is None
 
 
 def fail(locator: Locator) -> None:
