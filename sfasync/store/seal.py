@@ -33,10 +33,9 @@ MAX_FILE = 16 * MiB
 _PARAMETERS: dict[int, int] = {
     Parameter.compression_level: 1,
     Parameter.window_log: 18,
-    Parameter.hash_log: 15,
 }
-"""Level 1, with twice its table, and a window that is small enough for the library to search without branches (below
-19): nothing takes less time for this size. Level 3 saves 7 % for 57 % more (docs/performance.md, "Compression").
+"""Level 1, with a window that is small enough for the library to search without branches (below 19). Level 3 saves 7 %
+for two thirds more of the time (docs/performance.md, "Compression").
 """
 _SAVING = 32  # compression must save one part in this many
 
