@@ -32,6 +32,7 @@ from .extents import Action, Step
 from .interfaces import Sink, Source
 from .progress import Meter
 from .scheduling import as_batch
+from .sharing import shared
 from .sparse import zero_runs
 from .tasks import run_all
 from .units import MiB
@@ -70,15 +71,15 @@ _WAITING: Final = 0.75
 """Part of the time that they take: where the machine is busy, everything else takes longer too."""
 
 
-def stretches(end: int, *, crew: Crew, connections: int, least: int) -> Callable[[int], int]:
+def stretches(end: int, *, crew: Crew, connections: int, more: int = 0, least: int) -> Callable[[int], int]:
     """How long stretches are, by their offsets: the less is left, the shorter, so that threads end together.
 
     Args:
         end: Behind the last byte that is to be moved.
-        crew, connections: As of `carriers`.
+        crew, connections, more: As of `carriers`.
         least: Bytes of the shortest, a power of two; so are all.
     """
-    several = 4 * max(1, min(crew.count, connections - 1))  # for each thread
+    several = 4 * max(1, min(crew.count, connections - 1 + more))  # for each thread
 
     def length_at(offset: int) -> int:
         length = least
@@ -356,6 +357,7 @@ async def carriers(
     crew: Crew,
     connections: int,
     least: int = 2,
+    more: int = 0,
     block: int,
     batch: bool = False,
     meter: Meter,
@@ -367,7 +369,8 @@ async def carriers(
         target: Written.
         crew: Whose threads they are, in their turns.
         connections: To each end, of which one stays free.
-        least: How many threads are worth it. None come where there would be fewer, or an end is not for threads.
+        least: How many connections are worth it. No threads come where there would be fewer, or an end is not for them.
+        more: So many threads more than connections, which share these to read: for those that do more than that.
         block: As of `SparseSink`.
         batch: Whether threads only receive and send, and leave the processor to the servers (`scheduling`).
         meter: Counts what is done.
@@ -378,6 +381,8 @@ async def carriers(
         count = min(crew.count, connections - 1)
         if count >= least and isinstance(source, BlockingSource) and isinstance(target, BlockingSink):
             readers = await ends.enter_async_context(source.readers(count))
+            if more and len(readers) >= least:
+                readers = [*shared(readers, min(crew.count, len(readers) + more))]
             writers = await ends.enter_async_context(target.writers(len(readers)))
             distance = _Distance(len(writers))
             hands = [_Hand(*pair, block, distance, batch=batch) for pair in zip(readers, writers, strict=False)]

@@ -41,11 +41,12 @@ class Crew:
     """Threads for hire; belongs to one event loop.
 
     Attributes:
-        count: How many work at once: one more than processors, so that none is idle while another one waits.
+        count: How many work at once: two more than processors, so that none is idle while others wait, one for a disk
+            and one for a server.
     """
 
     def __init__(self) -> None:
-        self.count = len(os.sched_getaffinity(0)) + 1
+        self.count = len(os.sched_getaffinity(0)) + 2
         self._free = self.count  # how many more may work; none waits while there are some
         self._waiting: list[tuple[Claim, asyncio.Future[None]]] = []  # first come first
         self._served = 0

@@ -31,6 +31,9 @@ from .units import MiB
 _STRETCH: Final = 8 * MiB
 """Bytes of the shortest stretch, with which disks end: several equal ones within a few of them."""
 
+_MORE: Final = 1
+"""Threads more than connections, which seal while the others read (`sharing`)."""
+
 _LEAST: Final = 4
 """Chunks next to each other that are worth a thread's while."""
 
@@ -75,10 +78,10 @@ async def haul(
     async def pipeline(steps: AsyncIterator[Step]) -> None:
         await transfer(steps, source, writer, pool=pool, lanes=lanes, meter=meter)
 
-    length_at = stretches(meter.size, crew=crew, connections=connections, least=_STRETCH)
+    length_at = stretches(meter.size, crew=crew, connections=connections, more=_MORE, least=_STRETCH)
     plan = Plan(plan)
     recess = Recess()
-    least = max(2, crew.count - 1)  # with fewer of them than processors, the pipeline seals more at a time
+    least = max(2, crew.count - 2)  # with fewer connections than processors, the pipeline seals more at a time
     if not dense:
         await pipeline(again([], plan, piece=writer.chunk_size, enough=_Dense()))
     while not plan.ended:
@@ -86,7 +89,7 @@ async def haul(
         left: list[Step] = []
         # Its block ends before the pipeline begins, which needs the connections of the threads.
         async with carriers(
-            source, writer, crew=crew, connections=connections, least=least, block=0, meter=meter
+            source, writer, crew=crew, connections=connections, least=least, more=_MORE, block=0, meter=meter
         ) as threads:
             carried = threads.count > 0
             if carried:

@@ -554,7 +554,7 @@ async def test_where_others_have_their_turns_it_is_always_the_same_ends(monkeypa
 
 
 async def test_long_stretches_do_not_hold_up_other_disks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three disks of one stretch each, and two threads."""
+    """Four disks of one stretch each, and three threads."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
     monkeypatch.setattr("sfasync.crew._LATE", 60.0)
     monkeypatch.setattr("sfasync.carrying._NEWS", 1e-9)  # after each piece
@@ -587,9 +587,9 @@ async def test_long_stretches_do_not_hold_up_other_disks(monkeypatch: pytest.Mon
             assert await threads.carry(plan, target, piece=KiB, pool=pool) == []
         assert target.content == source.content
 
-    await asyncio.gather(*(move(name) for name in "abc"))
-    assert max(read.index(name) for name in "abc") < 8
-    assert min(len(read) - read[::-1].index(name) for name in "abc") > 3 * 64 - 8
+    await asyncio.gather(*(move(name) for name in "abcd"))
+    assert max(read.index(name) for name in "abcd") < 12
+    assert min(len(read) - read[::-1].index(name) for name in "abcd") > 4 * 64 - 12
     crew.close()
 
 

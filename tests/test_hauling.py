@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfasync import Engine, Limits, Repository, Retry, SourceError, StorageError
+from sfasync import Engine, Limits, Repository, Retry, SourceError, StorageError, sharing
+from sfasync.blocking import Reader
 from sfasync.extents import Action, Step
 from sfasync.hauling import _each, _stretches
 from sfasync.nbd.uri import parse_uri
@@ -206,6 +207,25 @@ async def test_one_connection_is_the_pipelines(image: Path, repository: Reposito
     assert carried == []
 
 
+async def test_a_thread_more_than_connections_seals(
+    image: Path, repository: Repository, carried: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[tuple[int, int]] = []
+    share = sharing.shared
+
+    def counting(readers: Sequence[Reader], count: int) -> list[sharing.SharedReader]:
+        counts.append((len(readers), count))
+        return share(readers, count)
+
+    monkeypatch.setattr("sfasync.carrying.shared", counting)
+    with nbdkit("file", image) as server:
+        async with Engine(repository) as engine:
+            backup = await engine.backup_vm("vm", disks={"vda": server.uri})
+            assert (await engine.verify(backup.id, data=True)).ok
+    assert counts == [(3, 4)]
+    assert carried
+
+
 @pytest.mark.parametrize(("processors", "by_threads"), [(1, True), (3, True), (4, False), (64, False)])
 async def test_where_the_pipeline_seals_more_at_a_time_it_has_the_disk(
     processors: int,
@@ -248,12 +268,13 @@ async def test_threads_are_tried_again(
 ) -> None:
     """One loses its connection early on."""
     monkeypatch.setattr("sfasync.recess._FIRST", 0.0)
+    monkeypatch.setattr("sfasync.hauling._STRETCH", 4 * MiB)
     with nbdkit("file", image, tcp=True) as server, resetting(server, every=4 * MiB, most=1) as proxy:
         async with Engine(repository, retry=Retry(delay=0.01)) as engine:
             backup = await engine.backup_vm("vm", disks={"vda": proxy.uri})
             await check(engine, backup.id, image, tmp_path / "restored")
     assert proxy.resets == 1
-    assert sum(carried) > 24 * MiB, "more than three began"
+    assert sum(carried) > 16 * MiB, "more than the four of 4 MiB that began"
 
 
 class Served(TrackingPlatform):

@@ -25,8 +25,8 @@ RINGS = (
     {
         *("_version", "audit", "blocking", "buffers", "credentials", "errors", "extents", "files", "foreign"),
         *("interfaces", "lazy", "leases", "models", "nbd", "openssl", "progress", "resolvers", "retry", "scattered"),
-        *("scheduling", "shares", "sparse", "state", "tasks", "throttle", "tls", "tracking", "trust", "tuning"),
-        *("units", "workers"),
+        *("scheduling", "shares", "sharing", "sparse", "state", "tasks", "throttle", "tls", "tracking", "trust"),
+        *("tuning", "units", "workers"),
     },
     {"pipeline", "platform", "store", "transport"},
     {
