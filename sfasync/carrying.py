@@ -381,8 +381,9 @@ async def carriers(
         count = min(crew.count, connections - 1)
         if count >= least and isinstance(source, BlockingSource) and isinstance(target, BlockingSink):
             readers = await ends.enter_async_context(source.readers(count))
-            if more and len(readers) >= least:
-                readers = [*shared(readers, min(crew.count, len(readers) + more))]
+            threads = min(crew.count, len(readers) + more)
+            if least <= len(readers) < threads:
+                readers = [*shared(readers, threads)]
             writers = await ends.enter_async_context(target.writers(len(readers)))
             distance = _Distance(len(writers))
             hands = [_Hand(*pair, block, distance, batch=batch) for pair in zip(readers, writers, strict=False)]

@@ -55,7 +55,7 @@ class Locator:
         self._torn = False  # index objects are damaged, or were lost
         self._is_choosy = False  # `set_usable` was called
         self._whole: set[bytes] = set()  # packs that have their size, since `set_usable`
-        self._is_new = False  # no pack can be relied on: nothing has to be looked for
+        self._is_new = False  # no pack could be relied on at `set_usable`, and none has come with `add`
         self._cache: IndexCache | None = None
         self._closed = False
 

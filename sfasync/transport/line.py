@@ -112,6 +112,8 @@ class Line:
         """Make a request and take note of what it wrote, unless the loop wants no more of them."""
         try:
             with self._using:
+                if self.failure is not None:  # another thread has met it
+                    raise ConnectionLostError(f"{self._name}: the connection was given up") from self.failure
                 if self._stopped:
                     raise ConnectionLostError(f"{self._name}: the connection was given up")
                 self._ask(command)

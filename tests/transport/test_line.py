@@ -16,7 +16,7 @@ from typing import Protocol, cast
 import pytest
 
 from sfasync.blocking import FileWriter
-from sfasync.errors import ConnectionLostError, DeadlineError, RequestError, WritesLostError
+from sfasync.errors import ConnectionLostError, DeadlineError, RemoteProtocolError, RequestError, WritesLostError
 from sfasync.interfaces import Buffer
 from sfasync.models import Retry, Timeouts
 from sfasync.transport.export import Export, open_export
@@ -126,6 +126,22 @@ async def test_hostile_servers_end_as_on_the_loop(
                 await write(thread, export, 0, bytes(READ))
         assert type(caught.value) is behaviour.error
         assert export.connections == (2 if behaviour.lives else 1)
+
+
+async def test_what_a_server_says_after_nonsense_is_not_heard(thread: Workers, opened: Opened) -> None:
+    """Also not by another thread, which has the connection before the loop knows."""
+
+    async def raving(client: Client) -> None:
+        await client.open(SIZE)
+        await client.request()
+        await client.say(b"nonsense" * 4)
+        await answer(client, await client.request())
+
+    async with asyncio.timeout(10), opened(honest, raving) as export, export.readers(1) as (reader,):
+        buffer = memoryview(bytearray(READ))
+        for error in (RemoteProtocolError, ConnectionLostError, ConnectionLostError):
+            with pytest.raises(error):
+                await settled(thread.submit(reader.read_into, 0, buffer), stop=reader.stop)
 
 
 def cut(content: bytes, *at: int) -> list[bytes]:
