@@ -23,7 +23,7 @@ PAGE = 4 * KiB
 _GATHERED = 2 * MiB  # of a new file, for one direct write (docs/performance.md)
 
 _SPARES = 4
-_spares: list[memoryview] = []
+_spares: list[mmap.mmap] = []
 """Memory of files that were closed, for those that come: what is new costs 3 ms, as each page is faulted in."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -85,7 +85,8 @@ class FileWriter:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._direct: int | None = None
-        self._memory = _taken()
+        self._area: mmap.mmap | None = _taken()
+        self._memory = memoryview(self._area)
         self._gathered = 0
         self._written = 0
         self.position = 0
@@ -129,17 +130,18 @@ class FileWriter:
         direct, self._direct = self._direct, None
         if direct is not None:
             close_anyway(direct)
-        memory, self._memory = self._memory, memoryview(b"")
-        if memory and len(_spares) < _SPARES:
-            _spares.append(memory)
+        self._memory.release()  # from here on nobody writes with it
+        area, self._area = self._area, None
+        if area is not None and len(_spares) < _SPARES:
+            _spares.append(area)
 
 
-def _taken() -> memoryview:
+def _taken() -> mmap.mmap:
     """Memory at a page boundary, with undefined content."""
     try:
         return _spares.pop()
     except IndexError:
-        return memoryview(mmap.mmap(-1, _GATHERED, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        return mmap.mmap(-1, _GATHERED, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def close_anyway(fd: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -100,7 +101,7 @@ def test_a_file_in_any_pieces(file: int, sizes: list[int], direct: bool, monkeyp
 
 
 def test_memory_is_used_again_and_not_hoarded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    spares: list[memoryview] = []
+    spares: list[mmap.mmap] = []
     monkeypatch.setattr(files, "_spares", spares)
     for _ in range(2):
         with ExitStack() as opened:
@@ -113,6 +114,10 @@ def test_memory_is_used_again_and_not_hoarded(monkeypatch: pytest.MonkeyPatch, t
                 writer.flush()
                 writer.close()
                 writer.close()
+                with pytest.raises(ValueError, match="released"):
+                    writer.write(b"too late")
+                with pytest.raises(ValueError, match="released"):
+                    writer.flush()
         assert len(spares) == 4
         for number in range(6):
             assert (tmp_path / str(number)).read_bytes() == bytes([number]) * (PIECE + number)

@@ -112,10 +112,8 @@ class Line:
         """Make a request and take note of what it wrote, unless the loop wants no more of them."""
         try:
             with self._using:
-                if self.failure is not None:  # another thread has met it
+                if self._stopped or self.failure is not None:  # which another thread has met
                     raise ConnectionLostError(f"{self._name}: the connection was given up") from self.failure
-                if self._stopped:
-                    raise ConnectionLostError(f"{self._name}: the connection was given up")
                 self._ask(command)
                 if command.kind == const.CMD_WRITE:
                     self._written.append((command.offset, command.offset + command.length))
